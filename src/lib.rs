@@ -1,0 +1,6 @@
+//! revfs: every committed revision of big files as a filesystem.
+//!
+//! The library behind the command `revfs`. Modules stand here from the ground floor up: each may import only
+//! modules above it in this list (`tests/tidy.rs` reads the sources and fails on an import that climbs).
+
+pub mod env;
