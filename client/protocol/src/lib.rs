@@ -1,0 +1,25 @@
+//! What a revfs server and its clients share: ids, and the text forms of revisions, sizes and durations.
+//!
+//! Invariant: no I/O, no clock and no randomness; each function is a function of its arguments, and no text
+//! or number that comes from outside makes one panic. Everything is exported flat from the crate's root.
+
+mod block;
+mod duration;
+mod file_id;
+mod id_text;
+mod range;
+mod rev_spec;
+mod rev_time;
+mod size;
+mod tag_name;
+mod tid;
+
+pub use block::{BlockCount, BlockIndex, BlockSize, BlockSizeError};
+pub use duration::{DurationError, format_duration, parse_duration};
+pub use file_id::FileId;
+pub use id_text::{IdKind, ParseIdError};
+pub use range::{ByteRange, RangeError, parse_range};
+pub use rev_spec::{RevSpec, RevSpecError};
+pub use size::{SizeError, format_size, parse_size};
+pub use tag_name::{TAG_NAME_LEN_MAX, TagName, TagNameError};
+pub use tid::Tid;
