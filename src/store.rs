@@ -186,7 +186,9 @@ pub enum ReadError {
         at: Tid,
     },
     /// Stored bytes are not what was written.
-    #[error("{object} is damaged at byte {offset}: {what}; restore it from a backup, `revfs verify` lists all damage")]
+    #[error(
+        "{object} is damaged at byte {offset}: {what}; restore it from a backup, `revfs verify` lists all damage"
+    )]
     Damaged {
         /// Name of the object in the store.
         object: String,
@@ -218,7 +220,9 @@ pub enum ReadError {
         source: object_store::Error,
     },
     /// The index failed; it is rebuilt from the log when the store is opened next.
-    #[error("the index of the store failed: {source}; delete the folder index/ of the store, it is rebuilt from commits/")]
+    #[error(
+        "the index of the store failed: {source}; delete the folder index/ of the store, it is rebuilt from commits/"
+    )]
     Index {
         /// Why.
         source: native::IndexError,

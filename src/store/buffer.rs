@@ -11,8 +11,6 @@ use aligned_vec::{AVec, ConstAlign};
 pub const BUFFER_ALIGN: usize = 4096;
 /// A pool keeps buffers of up to this size; larger ones are freed, bytes.
 const POOLED_BYTES_MAX: usize = 4 << 20;
-/// All pooled buffers have at least this size, so that any of them serves the usual READ, bytes.
-const POOLED_BYTES_MIN: usize = 128 << 10;
 
 type Memory = AVec<u8, ConstAlign<BUFFER_ALIGN>>;
 
@@ -22,12 +20,13 @@ pub struct BufferPool {
     // Leaf lock: nothing is locked or waited for under it.
     free: Mutex<Vec<Memory>>,
     keep: usize,
+    least: usize,
 }
 
 impl BufferPool {
-    /// A pool that keeps up to `keep` buffers that nobody uses.
-    pub fn new(keep: usize) -> Arc<BufferPool> {
-        Arc::new(BufferPool { free: Mutex::new(Vec::new()), keep })
+    /// A pool that keeps up to `keep` buffers that nobody uses, each of at least `least` bytes.
+    pub fn new(keep: usize, least: usize) -> Arc<BufferPool> {
+        Arc::new(BufferPool { free: Mutex::new(Vec::new()), keep, least })
     }
 
     /// A buffer of `len` bytes with arbitrary content.
@@ -40,7 +39,7 @@ impl BufferPool {
             }
         };
         let memory = reused.unwrap_or_else(|| {
-            let size = len.max(POOLED_BYTES_MIN).next_multiple_of(BUFFER_ALIGN);
+            let size = len.max(self.least).next_multiple_of(BUFFER_ALIGN);
             let mut memory = Memory::with_capacity(BUFFER_ALIGN, size);
             memory.resize(size, 0);
             memory
@@ -106,7 +105,7 @@ mod tests {
 
     #[test]
     fn buffers_are_aligned_and_reused() {
-        let pool = BufferPool::new(1);
+        let pool = BufferPool::new(1, 4096);
         let first = pool.take(2 << 20);
         assert_eq!(first.as_ptr() as usize % BUFFER_ALIGN, 0);
         let place = first.as_ptr();
@@ -118,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_buffer_in_use_is_not_handed_out_again() {
-        let pool = BufferPool::new(4);
+        let pool = BufferPool::new(4, 4096);
         let first = pool.take(100);
         let second = pool.take(100);
         assert_ne!(first.as_ptr(), second.as_ptr());

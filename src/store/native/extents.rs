@@ -57,7 +57,10 @@ impl ExtentMap {
             let joins = *before + *run == first
                 && match (*place, placed) {
                     (Placed::At(Place::Hole), Placed::At(Place::Hole)) => true,
-                    (Placed::At(Place::Stored { len: one, .. }), Placed::At(Place::Stored { len: two, .. })) => {
+                    (
+                        Placed::At(Place::Stored { len: one, .. }),
+                        Placed::At(Place::Stored { len: two, .. }),
+                    ) => {
                         let full = u64::from(one) == self.block_size.bytes();
                         full && one == two && shifted(*place, *run) == placed
                     }

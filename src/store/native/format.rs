@@ -123,8 +123,7 @@ impl Format {
         if !intact {
             return Err(FormatError::Damaged { what: "its checksum does not match its fields" });
         }
-        let uuid =
-            json.uuid.parse().map_err(|_| FormatError::Damaged { what: "its uuid is not a UUID" })?;
+        let uuid = json.uuid.parse().map_err(|_| FormatError::Damaged { what: "its uuid is not a UUID" })?;
         let block_size = BlockSize::new(json.block_size)
             .map_err(|_| FormatError::Damaged { what: "its block size is not one" })?;
         let codec = match json.compress.as_str() {

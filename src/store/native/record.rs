@@ -278,8 +278,8 @@ impl CommitRecord {
     /// # Errors
     /// See [`RecordError`].
     pub fn decode_body(body: &[u8]) -> Result<CommitRecord, RecordError> {
-        let proto =
-            BodyProto::decode(body).map_err(|_| damaged(HEADER_BYTES, "its body is not what it should be"))?;
+        let proto = BodyProto::decode(body)
+            .map_err(|_| damaged(HEADER_BYTES, "its body is not what it should be"))?;
         if let Some(feature) = proto.needs.first() {
             return Err(RecordError::Needs { feature: feature.clone() });
         }
@@ -537,5 +537,5 @@ pub fn merge_runs(extents: &[Extent]) -> Vec<(BlockIndex, BlockCount)> {
             _ => runs.push((extent.first, extent.count)),
         }
     }
-    runs.into_iter().map(|(first, count)| (BlockIndex::from_raw(first), BlockCount::from_raw(count))).collect()
+    runs.into_iter().map(|(first, count)| (BlockIndex::new(first), BlockCount::new(count))).collect()
 }

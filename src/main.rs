@@ -1,0 +1,3 @@
+//! The command `revfs`; everything it does is in the library.
+
+fn main() {}

@@ -1,0 +1,391 @@
+//! The native store: a log of commit records and packs of block bytes, in a directory or any object storage.
+//!
+//! Invariant: a commit exists if and only if its record in `commits/` was created; everything else is either
+//! immutable and referred to by a record, or a cache. Left out on purpose: deleting published objects.
+
+mod commit;
+mod conflict;
+mod edit;
+mod extents;
+mod follow;
+mod format;
+mod index;
+mod init;
+mod log;
+mod objects;
+pub mod pack;
+mod reader;
+mod record;
+mod sink;
+mod verify;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use object_store::ObjectStore;
+use revfs_protocol::{BlockCount, BlockIndex, FileId, Tid};
+
+use self::log::{LogEnd, Next};
+use super::{
+    BlockData, BlockRun, CommitInfo, DirId, Entry, FileMeta, Load, PackNo, Piece, ReadBuffer, ReadError,
+    ReadTxn, Store, StoreInfo,
+};
+use crate::env::{Clock, SystemClock};
+pub use commit::{CommitError, CommitWarning, Committed, ConflictKind, Transaction};
+pub use follow::Follower;
+pub use format::{FORMAT_VERSION, Format, FormatError};
+pub use index::{Index, IndexError};
+pub use init::{InitOptions, OpenError};
+pub use log::Broken;
+use objects::Objects;
+pub use pack::{BlockHash, block_hash, used_len};
+use reader::Reader;
+pub use verify::{Finding, VerifyOptions, VerifyReport};
+
+/// Bytes that one crc32c covers.
+pub const CHUNK_BYTES: u64 = 64 << 10;
+/// Records applied to the index in one write transaction.
+const APPLY_BATCH_RECORDS: usize = 1000;
+/// Bytes of records applied to the index in one write transaction, about.
+const APPLY_BATCH_BYTES: usize = 32 << 20;
+
+/// crc32c (Castagnoli) of bytes.
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
+}
+
+/// A crc32c that is computed piece by piece.
+#[derive(Debug)]
+pub struct Crc32c(crc_fast::Digest);
+
+impl Crc32c {
+    /// Of nothing yet.
+    pub fn new() -> Crc32c {
+        Crc32c(crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi))
+    }
+
+    /// Adds bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// Of all bytes added.
+    pub fn finish(&self) -> u32 {
+        self.0.finalize() as u32
+    }
+}
+
+impl Default for Crc32c {
+    fn default() -> Crc32c {
+        Crc32c::new()
+    }
+}
+
+/// How far a long job is.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress {
+    /// The index is being built: records applied, of how many.
+    Index {
+        /// Applied so far.
+        done: u64,
+        /// In all.
+        total: u64,
+    },
+}
+
+/// Told about progress; called from the thread that does the work.
+pub type ProgressFn = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// How to open a store.
+#[derive(Clone)]
+pub struct OpenOptions {
+    /// Bound of the block cache, bytes.
+    pub cache_bytes: u64,
+    /// Make each commit durable before it is acknowledged. Off only for fixtures.
+    pub sync: bool,
+    /// Where time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// Told when the index has to be built.
+    pub progress: Option<ProgressFn>,
+    /// Folder of the index, instead of the one that fits the store.
+    pub index_dir: Option<PathBuf>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> OpenOptions {
+        OpenOptions {
+            cache_bytes: 256 << 20,
+            sync: true,
+            clock: SystemClock::shared(),
+            progress: None,
+            index_dir: None,
+        }
+    }
+}
+
+/// A native store, open.
+pub struct NativeStore {
+    info: StoreInfo,
+    format: Format,
+    objects: Objects,
+    index: Arc<Index>,
+    reader: Arc<Reader>,
+    clock: Arc<dyn Clock>,
+    progress: Option<ProgressFn>,
+    follower: Follower,
+    /// Newest tid applied, as the number of a [`Tid`]; only grows.
+    head: AtomicU64,
+    /// Where the log was found to be broken. Leaf lock; never held across a wait.
+    broken: Mutex<Option<Broken>>,
+    /// Serialises refreshes of this process. Held while records are read and applied; before LMDB's own lock.
+    refreshing: tokio::sync::Mutex<()>,
+    /// For tests of commits that race: called before each attempt to create a record.
+    #[cfg(test)]
+    before_create: Mutex<Option<Box<dyn FnMut() + Send>>>,
+}
+
+impl std::fmt::Debug for NativeStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NativeStore").field("url", &self.info.url).finish_non_exhaustive()
+    }
+}
+
+impl NativeStore {
+    /// As the trait, for readers.
+    pub fn as_store(self: &Arc<Self>) -> Arc<dyn Store> {
+        Arc::clone(self) as Arc<dyn Store>
+    }
+
+    /// What `init` fixed.
+    pub fn format(&self) -> &Format {
+        &self.format
+    }
+
+    /// Where the log is broken, if it is: then the store is not written.
+    pub fn broken(&self) -> Option<Broken> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Bytes that the block cache holds.
+    pub fn cached_bytes(&self) -> u64 {
+        self.reader.cached_bytes()
+    }
+
+    /// Makes the index survive a restart of the machine. For a server that stops.
+    ///
+    /// # Errors
+    /// The disk fails; nothing is lost but time at the next start.
+    pub fn close_cleanly(&self) -> Result<(), IndexError> {
+        self.index.close_cleanly()
+    }
+
+    /// Stored hash of block `index` of a run; `None` for a hole.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn block_hash(&self, run: &BlockRun, index: u64) -> Result<Option<BlockHash>, ReadError> {
+        let BlockData::Stored { pack, offset, len, .. } = run.data else { return Ok(None) };
+        let at = offset + index * u64::from(len);
+        self.reader.block_hash(pack, at, &|pack| self.find_pack(pack)).await.map(Some)
+    }
+
+    fn find_pack(&self, pack: PackNo) -> Result<index::PackInfo, ReadError> {
+        self.ask(|index| index.pack(pack))?
+            .ok_or_else(|| ReadError::Missing { object: format!("pack number {} of the index", pack.0) })
+    }
+
+    /// Asks the index; if it holds a damaged value, builds it anew and asks again.
+    fn ask<T>(&self, question: impl Fn(&Index) -> Result<T, IndexError>) -> Result<T, ReadError> {
+        match question(&self.index) {
+            Err(error @ (IndexError::Damaged { .. } | IndexError::Diverged { .. })) => {
+                ::log::warn!("the index of {} is damaged ({error}): building it anew", self.info.url);
+                self.rebuild_now()?;
+                question(&self.index).map_err(|source| ReadError::Index { source })
+            }
+            other => other.map_err(|source| ReadError::Index { source }),
+        }
+    }
+
+    fn rebuild_now(&self) -> Result<(), ReadError> {
+        futures::executor::block_on(self.rebuild())
+    }
+
+    /// Builds the index anew from the log, in one transaction: readers see the old one until then.
+    async fn rebuild(&self) -> Result<(), ReadError> {
+        let mut entries = Vec::new();
+        let mut end = LogEnd { seq: 0, hash: [0; 32], tid: Tid::ZERO };
+        while let Next::Entry(entry) = log::read_next(&self.objects, &end).await? {
+            end = end_of(&entry);
+            entries.push(*entry);
+        }
+        self.index.rebuild(self.info.uuid, &entries).map_err(|source| ReadError::Index { source })
+    }
+
+    /// Reads and applies all records that came since; `full`: also looks for gaps behind the end of the log.
+    async fn refresh_async(&self, full: bool) -> Result<Tid, ReadError> {
+        let _one_at_a_time = self.refreshing.lock().await;
+        let index_error = |source| ReadError::Index { source };
+        let seqs = if full { self.objects.record_seqs().await? } else { Vec::new() };
+        let total = seqs.last().copied().unwrap_or(0);
+        if let Some(gap) = log::first_gap(&seqs) {
+            self.set_broken(Broken { seq: gap, what: "it is missing, and later ones exist".to_owned() });
+        }
+        loop {
+            let (seq, hash, tid) = self.index.applied().map_err(index_error)?;
+            let mut end = LogEnd { seq, hash, tid };
+            let mut batch = Vec::new();
+            let mut bytes = 0;
+            let mut more = false;
+            loop {
+                match log::read_next(&self.objects, &end).await? {
+                    Next::Entry(entry) => {
+                        end = end_of(&entry);
+                        bytes += entry.body.len();
+                        batch.push(*entry);
+                    }
+                    Next::Absent => break,
+                    Next::Broken(broken) => {
+                        self.set_broken(broken);
+                        break;
+                    }
+                }
+                if batch.len() >= APPLY_BATCH_RECORDS || bytes >= APPLY_BATCH_BYTES {
+                    more = true;
+                    break;
+                }
+            }
+            if !batch.is_empty() {
+                match self.index.apply(&batch) {
+                    Err(IndexError::Diverged { .. } | IndexError::Damaged { .. }) => self.rebuild().await?,
+                    other => other.map_err(index_error)?,
+                }
+                if let (Some(progress), true) = (&self.progress, more || total > end.seq) {
+                    progress(Progress::Index { done: end.seq, total: total.max(end.seq) });
+                }
+            }
+            if !more {
+                let (_, _, head) = self.index.applied().map_err(index_error)?;
+                self.head.fetch_max(head.raw(), Ordering::SeqCst);
+                return Ok(Tid::from_raw(self.head.load(Ordering::SeqCst)));
+            }
+        }
+    }
+
+    fn set_broken(&self, broken: Broken) {
+        let mut slot = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.is_none() {
+            ::log::error!("{}: {broken}", self.info.url);
+            *slot = Some(broken);
+        }
+    }
+}
+
+fn end_of(entry: &index::LogEntry) -> LogEnd {
+    LogEnd { seq: entry.record.seq, hash: entry.hash, tid: entry.record.tid }
+}
+
+impl Store for NativeStore {
+    fn info(&self) -> &StoreInfo {
+        &self.info
+    }
+
+    fn head(&self) -> Tid {
+        Tid::from_raw(self.head.load(Ordering::SeqCst))
+    }
+
+    fn refresh(&self) -> Load<Result<Tid, ReadError>> {
+        // The log of other storages is read here as well: their futures need no reactor of ours.
+        Load::Ready(futures::executor::block_on(self.refresh_async(false)))
+    }
+
+    fn wait_for_commits(&self, timeout: Duration) {
+        self.follower.wait(timeout);
+    }
+
+    fn wake_follower(&self) {
+        self.follower.wake();
+    }
+
+    fn lookup(&self, txn: &ReadTxn, dir: DirId, name: &[u8]) -> Result<Option<Entry>, ReadError> {
+        self.ask(|index| index.lookup(txn.at(), dir, name))
+    }
+
+    fn list(&self, txn: &ReadTxn, dir: DirId) -> Result<Vec<(Vec<u8>, Entry)>, ReadError> {
+        self.ask(|index| index.list(txn.at(), dir))
+    }
+
+    fn dir_name(&self, dir: DirId) -> Result<Option<(DirId, Vec<u8>)>, ReadError> {
+        self.ask(|index| index.dir_name(dir))
+    }
+
+    fn file(&self, txn: &ReadTxn, file: FileId) -> Result<Option<FileMeta>, ReadError> {
+        self.ask(|index| index.file(txn.at(), file))
+    }
+
+    fn blocks(
+        &self,
+        txn: &ReadTxn,
+        file: FileId,
+        first: BlockIndex,
+        count: BlockCount,
+    ) -> Result<Vec<BlockRun>, ReadError> {
+        let meta = txn.file(file)?.ok_or(ReadError::NoSuchFile { file, at: txn.at() })?;
+        self.ask(|index| index.blocks(txn.at(), file, meta.block_size, (first, count)))
+    }
+
+    fn read(&self, pieces: Vec<Piece>, mut buffer: ReadBuffer) -> Load<Result<ReadBuffer, ReadError>> {
+        if self.reader.is_local() {
+            let filled = self.reader.read_now(&pieces, &mut buffer, &|pack| self.find_pack(pack));
+            return Load::Ready(filled.map(|()| buffer));
+        }
+        let (reader, index) = (Arc::clone(&self.reader), Arc::clone(&self.index));
+        Load::Pending(Box::pin(async move {
+            let find = |pack: PackNo| {
+                index.pack(pack).map_err(|source| ReadError::Index { source })?.ok_or_else(|| {
+                    ReadError::Missing { object: format!("pack number {} of the index", pack.0) }
+                })
+            };
+            reader.read_later(&pieces, &mut buffer, &find).await?;
+            Ok(buffer)
+        }))
+    }
+
+    fn newest_commit(&self, at: Tid) -> Result<Tid, ReadError> {
+        let newest = self.ask(|index| index.newest_commit(at))?;
+        Ok(newest.map_or(Tid::ZERO, |(tid, _)| tid))
+    }
+
+    fn commits(&self, lo: Tid, hi: Tid, limit: usize) -> Result<Vec<CommitInfo>, ReadError> {
+        let records = self.ask(|index| index.records(lo, hi, limit, false))?;
+        Ok(records.iter().map(record::CommitRecord::info).collect())
+    }
+
+    fn commits_back(&self, lo: Tid, hi: Tid, limit: usize) -> Result<Vec<CommitInfo>, ReadError> {
+        let records = self.ask(|index| index.records(lo, hi, limit, true))?;
+        Ok(records.iter().map(record::CommitRecord::info).collect())
+    }
+
+    fn tags(&self) -> Result<Vec<(String, Tid)>, ReadError> {
+        self.ask(Index::tags)
+    }
+
+    fn tag(&self, name: &str) -> Result<Option<Tid>, ReadError> {
+        self.ask(|index| index.tag(name))
+    }
+}
+
+/// Opens a store over any object storage; see [`NativeStore::open`] for directories.
+///
+/// # Errors
+/// See [`OpenError`].
+pub fn open_objects(
+    inner: Arc<dyn ObjectStore>,
+    index_dir: &Path,
+    options: OpenOptions,
+) -> Result<Arc<NativeStore>, OpenError> {
+    let options = OpenOptions { index_dir: Some(index_dir.to_owned()), ..options };
+    let url = inner.to_string();
+    futures::executor::block_on(init::open(Objects::new(inner), url, None, options))
+}

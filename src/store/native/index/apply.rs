@@ -1,0 +1,377 @@
+//! Applying records of the log to the tables.
+//!
+//! Invariant: a batch of records is applied in one write transaction, in the order of the log, each exactly
+//! once, whichever process comes first.
+
+use heed::RwTxn;
+use revfs_protocol::{BlockIndex, FileId, Tid};
+
+use super::codec::{
+    NameValue, PackInfo, State, block_key, decode_block, encode_block, file_key, key_block, key_tid,
+    name_key, seal,
+};
+use super::query::encode_file;
+use super::{Index, IndexError, open_value};
+use crate::store::native::record::{CommitRecord, Extent, Place, RecordFile};
+use crate::store::{BlockData, DirId, Entry, FileMeta, PackNo};
+
+/// A record as it was read from the log, checked and known to follow the one before it.
+#[derive(Debug, Clone)]
+pub struct LogEntry {
+    /// Decoded.
+    pub record: CommitRecord,
+    /// Its encoded body.
+    pub body: Vec<u8>,
+    /// BLAKE3 of all its bytes.
+    pub hash: [u8; 32],
+    /// Offset of its inline pack, bytes.
+    pub inline_at: u64,
+}
+
+impl Index {
+    /// Applies records that are not applied yet. They must be consecutive.
+    ///
+    /// # Errors
+    /// [`IndexError::Diverged`] if the first of them does not follow what is applied; nothing is applied then.
+    pub fn apply(&self, entries: &[LogEntry]) -> Result<(), IndexError> {
+        let mut txn = self.env.write_txn()?;
+        let mut state = self.state_in(&txn)?.ok_or(IndexError::Damaged { table: "meta" })?;
+        let mut any = false;
+        for entry in entries {
+            let record = &entry.record;
+            if record.seq <= state.applied_seq {
+                continue; // another process was first
+            }
+            if record.seq != state.applied_seq + 1 || record.previous != state.applied_hash {
+                return Err(IndexError::Diverged { seq: record.seq });
+            }
+            self.apply_one(&mut txn, &mut state, entry)?;
+            state.applied_seq = record.seq;
+            state.applied_hash = entry.hash;
+            state.head = record.tid;
+            any = true;
+        }
+        if any {
+            self.put_state(&mut txn, &state)?;
+            self.home.mark_dirty()?;
+            txn.commit()?;
+        }
+        Ok(())
+    }
+
+    fn apply_one(&self, txn: &mut RwTxn, state: &mut State, entry: &LogEntry) -> Result<(), IndexError> {
+        let record = &entry.record;
+        let first_pack = state.packs;
+        for pack in &record.packs {
+            let base = if pack.uuid.is_none() { entry.inline_at } else { 0 };
+            let info = PackInfo { seq: record.seq, base, pack: pack.clone() };
+            let key = state.packs.to_be_bytes();
+            self.tables.packs.put(txn, &key, &seal(&key, &info.encode()))?;
+            state.packs += 1;
+        }
+        // Names that go make room for names that come: `mv a b` and `mv b a` in one commit.
+        for file in &record.files {
+            let change = &file.change;
+            let gone = if change.deleted { Some(&change.path) } else { change.renamed_from.as_ref() };
+            if let Some(path) = gone {
+                self.unlink(txn, record.tid, path)?;
+            }
+        }
+        for file in &record.files {
+            self.apply_file(txn, state, record, first_pack, file)?;
+        }
+        for tag in &record.tags {
+            let key = tag.name.as_bytes();
+            match tag.target {
+                Some(target) => self.tables.tags.put(txn, key, &seal(key, &target.raw().to_le_bytes()))?,
+                None => {
+                    self.tables.tags.delete(txn, key)?;
+                }
+            }
+        }
+        let key = record.seq.to_be_bytes();
+        let mut body = Vec::with_capacity(40 + entry.body.len());
+        body.extend_from_slice(&entry.hash);
+        body.extend_from_slice(&entry.inline_at.to_le_bytes());
+        body.extend_from_slice(&entry.body);
+        self.tables.log.put(txn, &key, &seal(&key, &body))?;
+        let key = record.tid.raw().to_be_bytes();
+        self.tables.tids.put(txn, &key, &seal(&key, &record.seq.to_le_bytes()))?;
+        Ok(())
+    }
+
+    fn apply_file(
+        &self,
+        txn: &mut RwTxn,
+        state: &mut State,
+        record: &CommitRecord,
+        first_pack: u32,
+        file: &RecordFile,
+    ) -> Result<(), IndexError> {
+        let (change, tid) = (&file.change, record.tid);
+        let before = self.file_in(txn, Tid::MAX, change.file)?;
+        let mut meta = match before {
+            Some(meta) if !change.created => meta,
+            _ => FileMeta {
+                file: change.file,
+                size: 0,
+                block_size: change.block_size,
+                rev: tid,
+                created: tid,
+                stored: 0,
+                dir: DirId::ROOT,
+                name: Vec::new(),
+                deleted: None,
+            },
+        };
+        if change.created || change.renamed_from.is_some() {
+            (meta.dir, meta.name) = self.link(txn, state, tid, &change.path, change.file)?;
+        }
+        if change.deleted {
+            meta.deleted = Some(tid);
+            return self.put_file(txn, tid, &meta);
+        }
+        if !file.extents.is_empty() || change.size != meta.size || change.created {
+            meta.rev = tid;
+        }
+        let mut stored = i128::from(meta.stored);
+        for extent in &file.extents {
+            stored += self.apply_extent(txn, tid, &meta, first_pack, extent)?;
+        }
+        if change.size < meta.size {
+            stored -= self.cut_blocks(txn, tid, &meta, meta.block_size.blocks_for(change.size).raw())?;
+        }
+        meta.stored = u64::try_from(stored).unwrap_or(0);
+        meta.size = change.size;
+        self.put_file(txn, tid, &meta)
+    }
+
+    fn put_file(&self, txn: &mut RwTxn, tid: Tid, meta: &FileMeta) -> Result<(), IndexError> {
+        let key = file_key(meta.file, tid);
+        self.tables.files.put(txn, &key, &seal(&key, &encode_file(meta)))?;
+        Ok(())
+    }
+
+    /// Writes the blocks of an extent; answers by how much the stored bytes grew.
+    fn apply_extent(
+        &self,
+        txn: &mut RwTxn,
+        tid: Tid,
+        meta: &FileMeta,
+        first_pack: u32,
+        extent: &Extent,
+    ) -> Result<i128, IndexError> {
+        let fresh = meta.created == tid;
+        let mut grown = 0;
+        if extent.place == Place::Hole {
+            // Nothing lies there in a new file, and only what lies there needs to be covered in an old one.
+            let end = extent.first + extent.count;
+            return if fresh { Ok(0) } else { Ok(-self.cover(txn, tid, meta, (extent.first, end))?) };
+        }
+        for index in 0..extent.count {
+            let block = BlockIndex::new(extent.first + index);
+            if !fresh {
+                grown -= i128::from(stored_len(self.block_in(txn, Tid::MAX, meta.file, block)?));
+            }
+            let Place::Stored { pack, offset, len, codec } = extent.place else { break };
+            let data = BlockData::Stored {
+                pack: PackNo(first_pack + pack),
+                offset: offset + index * u64::from(len),
+                len,
+                codec,
+            };
+            grown += i128::from(len);
+            self.put_block(txn, meta.file, block, tid, data)?;
+        }
+        Ok(grown)
+    }
+
+    fn put_block(
+        &self,
+        txn: &mut RwTxn,
+        file: FileId,
+        block: BlockIndex,
+        tid: Tid,
+        data: BlockData,
+    ) -> Result<(), IndexError> {
+        let key = block_key(file, block, tid);
+        self.tables.blocks.put(txn, &key, &seal(&key, &encode_block(data)))?;
+        Ok(())
+    }
+
+    /// Blocks from `end` on are gone: a later growth must show zeros there.
+    fn cut_blocks(&self, txn: &mut RwTxn, tid: Tid, meta: &FileMeta, end: u64) -> Result<i128, IndexError> {
+        self.cover(txn, tid, meta, (end, u64::MAX))
+    }
+
+    /// Makes blocks `[first, end)` holes from `tid` on; answers the stored bytes that went.
+    fn cover(
+        &self,
+        txn: &mut RwTxn,
+        tid: Tid,
+        meta: &FileMeta,
+        range: (u64, u64),
+    ) -> Result<i128, IndexError> {
+        let mut live: Vec<(u64, u32)> = Vec::new();
+        {
+            let low = block_key(meta.file, BlockIndex::new(range.0), Tid::ZERO);
+            let high = block_key(meta.file, BlockIndex::new(range.1), Tid::ZERO);
+            let bounds = (std::ops::Bound::Included(&low[..]), std::ops::Bound::Excluded(&high[..]));
+            for item in self.tables.blocks.range(txn, &bounds)? {
+                let (key, value) = item?;
+                let data = decode_block(open_value("blocks", key, value)?)?;
+                let block = key_block(key);
+                if live.last().is_some_and(|(last, _)| *last == block) {
+                    live.pop();
+                }
+                // What this very commit wrote there stays.
+                if let BlockData::Stored { len, .. } = data
+                    && key_tid(key) < tid
+                {
+                    live.push((block, len));
+                }
+            }
+        }
+        let mut gone = 0;
+        for (block, len) in live {
+            gone += i128::from(len);
+            self.put_block(txn, meta.file, BlockIndex::new(block), tid, BlockData::Hole)?;
+        }
+        Ok(gone)
+    }
+
+    /// Makes `path` mean `file`, with the directories that it needs; answers where that is.
+    fn link(
+        &self,
+        txn: &mut RwTxn,
+        state: &mut State,
+        tid: Tid,
+        path: &[u8],
+        file: FileId,
+    ) -> Result<(DirId, Vec<u8>), IndexError> {
+        let mut dir = DirId::ROOT;
+        let mut parts = path.split(|byte| *byte == b'/').peekable();
+        while let Some(name) = parts.next() {
+            if parts.peek().is_none() {
+                self.put_name(txn, tid, dir, name, NameValue::Lives(Entry::File(file)))?;
+                self.count_names(txn, tid, dir, 1)?;
+                return Ok((dir, name.to_vec()));
+            }
+            let known = self.name_in(txn, Tid::MAX, dir, name)?;
+            let below = match known {
+                Some(NameValue::Lives(Entry::Dir(below))) => below,
+                other => {
+                    let below = match other {
+                        Some(NameValue::Gone(Some(former))) => former,
+                        _ => {
+                            state.dirs += 1;
+                            DirId(state.dirs)
+                        }
+                    };
+                    self.put_name(txn, tid, dir, name, NameValue::Lives(Entry::Dir(below)))?;
+                    self.put_dir(txn, below, dir, 0, name)?;
+                    self.count_names(txn, tid, dir, 1)?;
+                    below
+                }
+            };
+            dir = below;
+        }
+        Err(IndexError::Damaged { table: "names" })
+    }
+
+    /// Makes `path` mean nothing, and with it the directories that become empty.
+    fn unlink(&self, txn: &mut RwTxn, tid: Tid, path: &[u8]) -> Result<(), IndexError> {
+        let mut dir = DirId::ROOT;
+        let mut parts = path.split(|byte| *byte == b'/').peekable();
+        while let Some(name) = parts.next() {
+            if parts.peek().is_none() {
+                self.put_name(txn, tid, dir, name, NameValue::Gone(None))?;
+                return self.count_names(txn, tid, dir, -1);
+            }
+            match self.name_in(txn, Tid::MAX, dir, name)? {
+                Some(NameValue::Lives(Entry::Dir(below))) => dir = below,
+                _ => break,
+            }
+        }
+        Err(IndexError::Damaged { table: "names" })
+    }
+
+    fn put_name(
+        &self,
+        txn: &mut RwTxn,
+        tid: Tid,
+        dir: DirId,
+        name: &[u8],
+        value: NameValue,
+    ) -> Result<(), IndexError> {
+        let key = name_key(dir, name, tid);
+        self.tables.names.put(txn, &key, &seal(&key, &value.encode()))?;
+        Ok(())
+    }
+
+    fn put_dir(
+        &self,
+        txn: &mut RwTxn,
+        dir: DirId,
+        parent: DirId,
+        names: u64,
+        name: &[u8],
+    ) -> Result<(), IndexError> {
+        let key = dir.0.to_be_bytes();
+        let mut body = Vec::with_capacity(16 + name.len());
+        body.extend_from_slice(&parent.0.to_le_bytes());
+        body.extend_from_slice(&names.to_le_bytes());
+        body.extend_from_slice(name);
+        self.tables.dirs.put(txn, &key, &seal(&key, &body))?;
+        Ok(())
+    }
+
+    /// Counts the names in `dir`; a directory without any is gone from its parent, and so on upwards.
+    fn count_names(&self, txn: &mut RwTxn, tid: Tid, dir: DirId, by: i64) -> Result<(), IndexError> {
+        let mut dir = dir;
+        let mut by = by;
+        while dir != DirId::ROOT {
+            let Some((parent, names, name)) = self.dir_in(txn, dir)? else {
+                return Err(IndexError::Damaged { table: "dirs" });
+            };
+            let now = names.checked_add_signed(by).ok_or(IndexError::Damaged { table: "dirs" })?;
+            self.put_dir(txn, dir, parent, now, &name)?;
+            if now > 0 {
+                break;
+            }
+            self.put_name(txn, tid, parent, &name, NameValue::Gone(Some(dir)))?;
+            dir = parent;
+            by = -1;
+        }
+        Ok(())
+    }
+}
+
+fn stored_len(version: Option<(Tid, BlockData)>) -> u32 {
+    match version {
+        Some((_, BlockData::Stored { len, .. })) => len,
+        _ => 0,
+    }
+}
+
+impl Index {
+    /// Empties the tables and applies the whole log, in one write transaction.
+    ///
+    /// # Errors
+    /// See [`IndexError`]; the old tables stay then.
+    pub fn rebuild(&self, store: uuid::Uuid, entries: &[LogEntry]) -> Result<(), IndexError> {
+        let mut txn = self.env.write_txn()?;
+        self.clear(&mut txn, store)?;
+        let mut state = State { store, ..State::default() };
+        for entry in entries {
+            self.apply_one(&mut txn, &mut state, entry)?;
+            state.applied_seq = entry.record.seq;
+            state.applied_hash = entry.hash;
+            state.head = entry.record.tid;
+        }
+        self.put_state(&mut txn, &state)?;
+        self.home.mark_dirty()?;
+        txn.commit()?;
+        Ok(())
+    }
+}
