@@ -3,5 +3,7 @@
 //! The library behind the command `revfs`. Modules stand here from the ground floor up: each may import only
 //! modules above it in this list (`tests/tidy.rs` reads the sources and fails on an import that climbs).
 
+pub use revfs_protocol as protocol;
+
 pub mod env;
 pub mod store;

@@ -209,7 +209,7 @@ impl NativeStore {
     }
 
     fn rebuild_now(&self) -> Result<(), ReadError> {
-        futures::executor::block_on(self.rebuild())
+        pollster::block_on(self.rebuild())
     }
 
     /// Builds the index anew from the log, in one transaction: readers see the old one until then.
@@ -297,7 +297,7 @@ impl Store for NativeStore {
 
     fn refresh(&self) -> Load<Result<Tid, ReadError>> {
         // The log of other storages is read here as well: their futures need no reactor of ours.
-        Load::Ready(futures::executor::block_on(self.refresh_async(false)))
+        Load::Ready(pollster::block_on(self.refresh_async(false)))
     }
 
     fn wait_for_commits(&self, timeout: Duration) {
@@ -387,5 +387,18 @@ pub fn open_objects(
 ) -> Result<Arc<NativeStore>, OpenError> {
     let options = OpenOptions { index_dir: Some(index_dir.to_owned()), ..options };
     let url = inner.to_string();
-    futures::executor::block_on(init::open(Objects::new(inner), url, None, options))
+    pollster::block_on(init::open(Objects::new(inner), url, None, options))
+}
+
+/// Makes a store over any object storage.
+///
+/// # Errors
+/// See [`OpenError`].
+pub fn init_in(
+    inner: Arc<dyn ObjectStore>,
+    options: &InitOptions,
+    clock: &dyn Clock,
+) -> Result<(), OpenError> {
+    let url = inner.to_string();
+    pollster::block_on(init::init_objects(&Objects::new(inner), &url, options, clock))
 }

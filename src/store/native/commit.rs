@@ -235,7 +235,9 @@ impl Transaction {
             freed += if keep { 0 } else { data.len() };
             keep
         });
-        edit.extents.cut(end, u64::MAX);
+        // What lay there must not come back if the file grows again before the commit.
+        let gone = edit.block_size.blocks_for(old).raw() - end;
+        edit.extents.insert(end, gone, Placed::At(Place::Hole));
         self.staged_bytes -= freed;
         let inside = size % block_size;
         if inside > 0 {

@@ -147,7 +147,7 @@ impl NativeStore {
         let url = root.display().to_string();
         let objects = Objects::local(root, options.sync)
             .map_err(|source| OpenError::Object { url: url.clone(), source })?;
-        futures::executor::block_on(init_objects(&objects, &url, options, clock))
+        pollster::block_on(init_objects(&objects, &url, options, clock))
     }
 
     /// Opens the store in a directory. Reading needs no right to write to it.
@@ -167,7 +167,7 @@ impl NativeStore {
         let url = root.display().to_string();
         let objects = Objects::local(&root, options.sync)
             .map_err(|source| OpenError::Object { url: url.clone(), source })?;
-        futures::executor::block_on(open(objects, url, Some(root), options))
+        pollster::block_on(open(objects, url, Some(root), options))
     }
 }
 

@@ -266,7 +266,7 @@ impl Reader {
         }
         let info = find(pack)?;
         // A directory answers at once, so this does not wait for anything but the disk.
-        let open = Arc::new(futures::executor::block_on(self.open_pack(info))?);
+        let open = Arc::new(pollster::block_on(self.open_pack(info))?);
         self.packs.insert(pack, Arc::clone(&open));
         Ok(open)
     }

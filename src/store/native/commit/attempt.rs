@@ -51,6 +51,9 @@ impl Transaction {
 
     async fn try_commit(&mut self, sent: &mut bool) -> Result<Committed, CommitError> {
         self.write_staged().await?;
+        for edit in self.files.values_mut() {
+            edit.extents.cut(edit.block_size.blocks_for(edit.size).raw(), u64::MAX);
+        }
         let touched = self.files.values().any(super::FileEdit::touched) || !self.tags.is_empty();
         if !touched && !self.allow_empty {
             self.sink.abandon().await;
