@@ -33,10 +33,7 @@ impl BufferPool {
     pub fn take(self: &Arc<Self>, len: usize) -> ReadBuffer {
         let reused = {
             let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-            match free.iter().rposition(|memory| memory.len() >= len) {
-                Some(index) => Some(free.swap_remove(index)),
-                None => None,
-            }
+            free.iter().rposition(|memory| memory.len() >= len).map(|index| free.swap_remove(index))
         };
         let memory = reused.unwrap_or_else(|| {
             let size = len.max(self.least).next_multiple_of(BUFFER_ALIGN);

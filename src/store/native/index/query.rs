@@ -16,12 +16,11 @@ use crate::store::{BlockData, BlockRun, Codec, DirId, Entry, FileMeta, PackNo};
 /// After so many versions of one block in a row, a step back from `at` beats walking on.
 const VERSIONS_WALKED_MAX: usize = 8;
 
+/// A key and its value, if there is one.
+type Found<'t> = Option<(&'t [u8], &'t [u8])>;
+
 /// Last key at or before `key` within the keys that share its first `prefix` bytes.
-fn newest<'t>(
-    table: super::Table,
-    txn: &'t RoTxn,
-    key: &[u8],
-) -> Result<Option<(&'t [u8], &'t [u8])>, IndexError> {
+fn newest<'t>(table: super::Table, txn: &'t RoTxn, key: &[u8]) -> Result<Found<'t>, IndexError> {
     let prefix = key.len() - 8;
     let found = table.get_lower_than_or_equal_to(txn, key)?;
     Ok(found.filter(|(found, _)| found.len() == key.len() && found[..prefix] == key[..prefix]))
