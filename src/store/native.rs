@@ -141,9 +141,6 @@ pub struct NativeStore {
     broken: Mutex<Option<Broken>>,
     /// Serialises refreshes of this process. Held while records are read and applied; before LMDB's own lock.
     refreshing: tokio::sync::Mutex<()>,
-    /// For tests of commits that race: called before each attempt to create a record.
-    #[cfg(test)]
-    before_create: Mutex<Option<Box<dyn FnMut() + Send>>>,
 }
 
 impl std::fmt::Debug for NativeStore {

@@ -27,8 +27,8 @@ pub enum Step {
     Link { file: u64, name: Path },
     /// All names in the directory of `name` are on disk.
     SyncDir { name: Path },
-    /// The program told its user that this commit stands.
-    Acknowledge { commit: usize },
+    /// The program told its user that a commit stands.
+    Acknowledge,
 }
 
 /// A storage in memory that writes a journal of steps.
@@ -51,8 +51,8 @@ impl Journal {
         })
     }
 
-    pub fn acknowledge(&self, commit: usize) {
-        self.steps.lock().unwrap().push(Step::Acknowledge { commit });
+    pub fn acknowledge(&self) {
+        self.steps.lock().unwrap().push(Step::Acknowledge);
     }
 
     pub fn steps(&self) -> Vec<Step> {
@@ -85,7 +85,7 @@ pub fn after_power_cut(steps: &[Step], mut survives: impl FnMut() -> bool) -> BT
                     entry.2 = true;
                 }
             }
-            Step::Acknowledge { .. } => {}
+            Step::Acknowledge => {}
         }
     }
     let mut left = BTreeMap::new();
