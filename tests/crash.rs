@@ -90,8 +90,7 @@ fn power_cuts(forget_sync: bool) -> usize {
     let steps = journal.steps();
     let mut lost = 0;
     for cut in 4..=steps.len() {
-        let acknowledged =
-            steps[..cut].iter().filter(|step| matches!(step, Step::Acknowledge)).count();
+        let acknowledged = steps[..cut].iter().filter(|step| matches!(step, Step::Acknowledge)).count();
         // All that was not synced is gone; all of it survives; every third of it survives.
         for policy in 0..3u32 {
             let mut count = 0u32;
