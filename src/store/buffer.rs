@@ -33,7 +33,10 @@ impl BufferPool {
     pub fn take(self: &Arc<Self>, len: usize) -> ReadBuffer {
         let reused = {
             let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-            free.iter().rposition(|memory| memory.len() >= len).map(|index| free.swap_remove(index))
+            // Not one that is far too large: it may be kept for long, in a cache.
+            let wanted = len.max(self.least).next_multiple_of(BUFFER_ALIGN);
+            let fits = |memory: &Memory| memory.len() >= wanted && memory.len() / 2 <= wanted;
+            free.iter().rposition(fits).map(|index| free.swap_remove(index))
         };
         let memory = reused.unwrap_or_else(|| {
             let size = len.max(self.least).next_multiple_of(BUFFER_ALIGN);
@@ -64,6 +67,11 @@ pub struct ReadBuffer {
 }
 
 impl ReadBuffer {
+    /// Bytes of memory that it takes.
+    pub fn capacity(&self) -> usize {
+        self.memory.len()
+    }
+
     /// Shows only the first `len` bytes from now on. No effect if it has fewer.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);

@@ -328,8 +328,8 @@ impl Store for NativeStore {
         first: BlockIndex,
         count: BlockCount,
     ) -> Result<Vec<BlockRun>, ReadError> {
-        let meta = txn.file(file)?.ok_or(ReadError::NoSuchFile { file, at: txn.at() })?;
-        self.ask(|index| index.blocks(txn.at(), file, meta.block_size, (first, count)))
+        let runs = self.ask(|index| index.blocks(txn.at(), file, (first, count)))?;
+        runs.ok_or(ReadError::NoSuchFile { file, at: txn.at() })
     }
 
     fn read(&self, pieces: Vec<Piece>, mut buffer: ReadBuffer) -> Load<Result<ReadBuffer, ReadError>> {
