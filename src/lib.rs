@@ -4,3 +4,4 @@
 //! modules above it in this list (`tests/tidy.rs` reads the sources and fails on an import that climbs).
 
 pub mod env;
+pub mod host;
