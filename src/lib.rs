@@ -7,3 +7,4 @@ pub use revfs_protocol as protocol;
 
 pub mod env;
 pub mod store;
+pub mod host;
