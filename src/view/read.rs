@@ -9,8 +9,8 @@ use std::sync::Arc;
 use revfs_protocol::{BlockCount, BlockSize};
 
 use crate::store::{
-    BlockData, BlockRun, BufferPool, Codec, FileMeta, Load, PackNo, Piece, PieceSource, ReadBuffer, ReadError,
-    ReadTxn,
+    BlockData, BlockRun, BufferPool, Codec, FileMeta, Load, PackNo, Piece, PieceSource, ReadBuffer,
+    ReadError, ReadTxn,
 };
 
 /// Most bytes that [`read_range`] holds at once.
@@ -92,7 +92,8 @@ pub fn plan(runs: &[BlockRun], block_size: BlockSize, range: Range<u64>) -> Resu
         if planner.next >= range.end {
             break;
         }
-        let damaged = |what| Err(ReadError::Damaged { object: "index".to_owned(), offset: run.first.raw(), what });
+        let damaged =
+            |what| Err(ReadError::Damaged { object: "index".to_owned(), offset: run.first.raw(), what });
         let Some(start) = block_size.start_of(run.first) else {
             return damaged("a block beyond the largest offset");
         };
