@@ -7,9 +7,11 @@
 //! [`Store::read`]: crate::store::Store::read
 
 pub mod attributes;
+pub mod holes;
 pub mod read;
 pub mod resolve;
 
 pub use attributes::FileAttributes;
+pub use holes::{Seek, seek};
 pub use read::{plan, read, read_range};
 pub use resolve::{ResolveError, resolve, resolve_within};
