@@ -136,7 +136,7 @@ impl Server {
         let txn = ReadTxn::head(&store);
         Arc::new(Server {
             options,
-            buffers: BufferPool::new(BUFFERS_KEPT),
+            buffers: BufferPool::new(BUFFERS_KEPT, 4096),
             shown: AtomicU64::new(txn.at().raw()),
             head: ArcSwap::from_pointee(HeadState { at: txn.at(), txn }),
             kernel: OnceLock::new(),

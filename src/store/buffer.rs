@@ -52,7 +52,11 @@ impl BufferPool {
             return;
         }
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.len() < self.keep {
+        // The newest sizes are the ones that are wanted; the longest unused buffer goes.
+        if free.len() >= self.keep && !free.is_empty() {
+            free.remove(0);
+        }
+        if self.keep > 0 {
             free.push(memory);
         }
     }
