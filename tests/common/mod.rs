@@ -1,6 +1,6 @@
 //! What tests of mounts share: a scripted store, and a mount that always goes away.
 
-#![allow(dead_code)] // each test program uses a part
+#![allow(dead_code, clippy::unwrap_used)] // each test program uses a part; a test ends at the first surprise
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
