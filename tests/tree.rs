@@ -10,13 +10,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::TestMount;
+use common::mount::TestMount;
 use common::store::{BLOCK, Edit, ScriptedStore};
 use revfs::store::Store;
 use revfs_protocol::Tid;
 use rustix::io::Errno;
 
-mod common;
+mod common {
+    pub mod mount;
+    pub mod store;
+}
 
 /// 2020-05-05T10:00 and on, one second apart.
 fn tid(second: u64) -> u64 {
