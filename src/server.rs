@@ -16,7 +16,7 @@ pub use delta::{Delta, RangeSet};
 pub use stats::Stats;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -82,7 +82,8 @@ pub struct Server {
     buffers: Arc<BufferPool>,
     head: ArcSwap<HeadState>,
     shown: AtomicU64,
-    kernel: OnceLock<Arc<dyn KernelCache>>,
+    // Leaf lock: held to clone or set the Arc only. Emptied at the end, for a cache may refer to its server.
+    kernel: Mutex<Option<Arc<dyn KernelCache>>>,
     trouble: ArcSwapOption<String>,
     stats: Stats,
     // Leaf lock. Never held across a call to the kernel, the store or a wait for anything but `queue_moved`.
@@ -118,6 +119,9 @@ impl ServerThreads {
                 log::error!("a server thread had panicked: report the message that precedes this one");
             }
         }
+        // Not under the lock: dropping it may drop what it refers to.
+        let kernel = self.server.kernel.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(kernel);
     }
 }
 
@@ -139,7 +143,7 @@ impl Server {
             buffers: BufferPool::new(BUFFERS_KEPT, 4096),
             shown: AtomicU64::new(txn.at().raw()),
             head: ArcSwap::from_pointee(HeadState { at: txn.at(), txn }),
-            kernel: OnceLock::new(),
+            kernel: Mutex::new(None),
             trouble: ArcSwapOption::empty(),
             stats: Stats::default(),
             queue: Mutex::new(Queue::default()),
@@ -152,7 +156,16 @@ impl Server {
 
     /// Says whose cache is to be invalidated; before it serves a request, and once. `false`: it was said before.
     pub fn set_kernel_cache(&self, kernel: Arc<dyn KernelCache>) -> bool {
-        self.kernel.set(kernel).is_ok()
+        let mut set = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = set.is_none();
+        if first {
+            *set = Some(kernel);
+        }
+        first
+    }
+
+    fn kernel_cache(&self) -> Option<Arc<dyn KernelCache>> {
+        self.kernel.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Starts to follow the store.
@@ -161,8 +174,8 @@ impl Server {
     /// A thread could not be started.
     pub fn start(self: &Arc<Self>) -> std::io::Result<ServerThreads> {
         let mut running = ServerThreads { server: Arc::clone(self), threads: Vec::new() };
-        let bodies: [(&str, fn(&Server)); 2] = [("notifier", notifier::run), ("follower", follower::run)];
-        for (name, body) in bodies {
+        let notifier: fn(&Server) = notifier::run;
+        for (name, body) in [("notifier", notifier), ("follower", follower::run)] {
             let server = Arc::clone(self);
             match env::spawn(name, move || body(&server)) {
                 Ok(thread) => running.threads.push(thread),

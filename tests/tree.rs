@@ -1,5 +1,7 @@
 //! The mounted tree, from outside: names, bytes, attributes, errors, and head as it moves.
 
+#![allow(clippy::unwrap_used)] // a test ends at the first surprise
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{ErrorKind, Read};
@@ -8,13 +10,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::TestMount;
+use common::mount::TestMount;
 use common::store::{BLOCK, Edit, ScriptedStore};
 use revfs::store::Store;
 use revfs_protocol::Tid;
 use rustix::io::Errno;
 
-mod common;
+mod common {
+    pub mod mount;
+    pub mod store;
+}
 
 /// 2020-05-05T10:00 and on, one second apart.
 fn tid(second: u64) -> u64 {
@@ -282,6 +287,36 @@ fn head_shows_each_commit_once_head_at_does() {
     store.commit(tid(3), &[Edit::Size("a", 30 * BLOCK)]);
     mount.wait(tid(3));
     assert_eq!(fs::read(mount.path("head/bigfile/a")).unwrap(), [blocks(1, 10), blocks(0, 20)].concat());
+}
+
+#[test]
+fn a_mapping_of_head_follows_head_and_one_of_a_revision_does_not() {
+    let (store, mount) = mounted(&[(tid(0), vec![Edit::Put("a", blocks(1, 8))])]);
+    let map = |path: &str| {
+        let file = fs::File::open(mount.path(path)).unwrap();
+        let len = usize::try_from(8 * BLOCK).unwrap();
+        use rustix::mm::{MapFlags, ProtFlags, mmap};
+        // SAFETY: a new mapping, which nothing else in this process knows.
+        unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, MapFlags::SHARED, &file, 0) }
+            .unwrap()
+            .cast::<u8>()
+    };
+    let (head, rev) = (map("head/bigfile/a"), map(&format!("@{}/bigfile/a", hex(tid(0)))));
+    // SAFETY: inside of the mappings, which stay; other code changes them, so each byte is read volatile.
+    let at = |map: *mut u8, block: u64| unsafe { map.add((block * BLOCK) as usize + 7).read_volatile() };
+    let scan = |map| (0..8).map(|block| at(map, block)).collect::<Vec<u8>>();
+    assert_eq!((scan(head), scan(rev)), (vec![1; 8], vec![1; 8]));
+    for round in 2..30u8 {
+        let second = u64::from(round);
+        store.commit(tid(second), &[Edit::Write("a", second % 8 * BLOCK, blocks(round, 1))]);
+        mount.wait(tid(second));
+        assert_eq!(at(head, second % 8), round);
+    }
+    assert_eq!((scan(head), scan(rev)), (vec![24, 25, 26, 27, 28, 29, 22, 23], vec![1; 8]));
+    for map in [head, rev] {
+        // SAFETY: made above, and not used any more.
+        unsafe { rustix::mm::munmap(map.cast(), usize::try_from(8 * BLOCK).unwrap()) }.unwrap();
+    }
 }
 
 #[test]

@@ -144,10 +144,8 @@ impl Glue {
             let _ = dir.listing.set(loaded);
         }
         let dots = [(ino, "."), (self.tree.parent(&dir.key), "..")];
-        for (number, name) in
-            (0u64..).zip(dots).filter(|(number, _)| *number >= offset).map(|(n, dot)| (n, dot))
-        {
-            if to.add(INodeNo(name.0), number + 1, FileType::Directory, name.1) {
+        for (number, (dot, name)) in (0u64..).zip(dots) {
+            if number >= offset && to.add(INodeNo(dot), number + 1, FileType::Directory, name) {
                 return Ok(());
             }
         }

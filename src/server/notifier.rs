@@ -13,7 +13,7 @@ pub(super) fn run(server: &Server) {
     while let Some(delta) = next(server) {
         let at = delta.at;
         // No kernel cache is set before a mount exists: then nothing is cached.
-        if let Some(kernel) = server.kernel.get() {
+        if let Some(kernel) = server.kernel_cache() {
             invalidate(kernel.as_ref(), delta, &server.stats);
         }
         // Rule 18: all invalidations of `at` returned, and of everything before it, for there is one thread.

@@ -233,7 +233,7 @@ mod tests {
 
     fn any_runs() -> impl Strategy<Value = Vec<BlockRun>> {
         // Few packs and offsets on a grid, so that runs often continue each other.
-        let run = (0..4u8, 1..4u64, 0..2u32, 0..6u64, prop_oneof![Just(4096u32), 1..4096u32]);
+        let run = (0..4u8, 1..4u64, 0..2u32, 0..4u64, prop_oneof![Just(4096u32), 1..4096u32]);
         prop::collection::vec(run, 1..8).prop_map(|parts| {
             let mut first = 0;
             let mut runs = Vec::new();
@@ -255,10 +255,10 @@ mod tests {
     proptest! {
         #[test]
         fn a_plan_takes_each_byte_from_where_the_naive_planner_does(
-            runs in any_runs(), a in 0..30 * BLOCK, len in 0..4 * BLOCK, cut in 0..BLOCK,
+            runs in any_runs(), a: u64, len in 0..9 * BLOCK, cut in 0..BLOCK,
         ) {
             let blocks: u64 = runs.iter().map(|run| run.count).sum();
-            let range = clip(blocks * BLOCK - cut, a, usize::try_from(len).unwrap());
+            let range = clip(blocks * BLOCK - cut, a % (blocks * BLOCK), usize::try_from(len).unwrap());
             let pieces = plan(&runs, BlockSize::MIN, range.clone()).unwrap();
             let naive: Vec<Origin> = range.map(|byte| origin(&runs, byte)).collect();
             prop_assert_eq!(origins(&pieces), naive);

@@ -160,6 +160,23 @@ fn intern(inner: &mut Inner, path: &[u8]) -> DirId {
     dir
 }
 
+fn create(inner: &mut Inner, state: &mut State, tid: Tid, key: &[u8]) {
+    let file = FileId::from_raw(tid.raw() << 8 | state.files.len() as u64);
+    let meta = FileMeta {
+        file,
+        size: 0,
+        block_size: BlockSize::MIN,
+        rev: tid,
+        created: tid,
+        stored: 0,
+        dir: intern(inner, key),
+        name: key.rsplit(|byte| *byte == b'/').next().unwrap().to_vec(),
+        deleted: None,
+    };
+    state.paths.insert(key.to_vec(), file);
+    state.files.insert(file, File { meta, blocks: BTreeMap::new() });
+}
+
 fn apply(inner: &mut Inner, state: &mut State, tid: Tid, edit: &Edit) -> FileChange {
     let path = match edit {
         Edit::Put(path, _) | Edit::Write(path, ..) | Edit::Size(path, _) | Edit::Delete(path) => path,
@@ -169,22 +186,7 @@ fn apply(inner: &mut Inner, state: &mut State, tid: Tid, edit: &Edit) -> FileCha
     let key = path.as_bytes().to_vec();
     let created = !state.paths.contains_key(&key);
     if created {
-        let file = FileId::from_raw(tid.raw() << 8 | state.files.len() as u64);
-        let dir = intern(inner, &key);
-        let name = key.rsplit(|byte| *byte == b'/').next().unwrap().to_vec();
-        let meta = FileMeta {
-            file,
-            size: 0,
-            block_size: BlockSize::MIN,
-            rev: tid,
-            created: tid,
-            stored: 0,
-            dir,
-            name,
-            deleted: None,
-        };
-        state.paths.insert(key.clone(), file);
-        state.files.insert(file, File { meta, blocks: BTreeMap::new() });
+        create(inner, state, tid, &key);
     }
     let id = state.paths[&key];
     let mut file = state.files[&id].clone();

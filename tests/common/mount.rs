@@ -1,6 +1,8 @@
-//! What tests of mounts share: a scripted store, and a mount that always goes away.
+//! A mount for tests that always goes away.
+//!
+//! Invariant: no mount, directory or thread outlives its [`TestMount`], and a test that hangs fails.
 
-#![allow(dead_code)] // each test program uses a part
+#![allow(dead_code, clippy::unwrap_used)] // each test program uses a part; a test ends at the first surprise
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,8 +14,6 @@ use revfs::fs::{MountOptions, Mounted, mount};
 use revfs::server::{Server, ServerOptions, ServerThreads};
 use revfs::store::Store;
 use revfs_protocol::Tid;
-
-pub mod store;
 
 /// A test that takes longer than this hangs: its mount is aborted, so that it fails instead.
 const WATCHDOG: Duration = Duration::from_secs(120);
