@@ -6,4 +6,6 @@
 pub use revfs_protocol as protocol;
 
 pub mod env;
+pub mod ops;
 pub mod store;
+pub mod view;
