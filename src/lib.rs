@@ -5,6 +5,7 @@
 
 pub use revfs_protocol as protocol;
 
+pub mod cli;
 pub mod env;
 pub mod ops;
 pub mod store;
