@@ -2,6 +2,8 @@
 //!
 //! Invariant: each refusal is checked for its exit code, its text and that it changed nothing.
 
+#![allow(clippy::unwrap_used)] // a failed step is a failed test
+
 #[path = "cli/bench.rs"]
 mod bench;
 
