@@ -2,6 +2,8 @@
 //!
 //! Each run prints its seed on failure; `REVFS_SEED=n` replays one, `REVFS_SLOW=1` runs many more.
 
+#![allow(clippy::unwrap_used)] // a failed step is a failed test
+
 #[path = "model/reference.rs"]
 mod reference;
 
@@ -14,7 +16,7 @@ use revfs::protocol::{BlockCount, BlockIndex, BlockSize, FileId, Tid};
 use revfs::store::native::{
     CommitError, InitOptions, NativeStore, OpenOptions, Transaction, VerifyOptions, open_objects,
 };
-use revfs::store::{BlockData, BufferPool, Codec, DirId, Piece, PieceSource, ReadTxn, Store};
+use revfs::store::{BlockData, BufferPool, Codec, DirId, Piece, PieceSource, ReadTxn};
 
 /// Where the store under test lives.
 enum Place {

@@ -33,10 +33,10 @@ impl BufferPool {
     pub fn take(self: &Arc<Self>, len: usize) -> ReadBuffer {
         let reused = {
             let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-            match free.iter().rposition(|memory| memory.len() >= len) {
-                Some(index) => Some(free.swap_remove(index)),
-                None => None,
-            }
+            // Not one that is far too large: it may be kept for long, in a cache.
+            let wanted = len.max(self.least).next_multiple_of(BUFFER_ALIGN);
+            let fits = |memory: &Memory| memory.len() >= wanted && memory.len() / 2 <= wanted;
+            free.iter().rposition(fits).map(|index| free.swap_remove(index))
         };
         let memory = reused.unwrap_or_else(|| {
             let size = len.max(self.least).next_multiple_of(BUFFER_ALIGN);
@@ -52,7 +52,11 @@ impl BufferPool {
             return;
         }
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.len() < self.keep {
+        // The newest sizes are the ones that are wanted; the longest unused buffer goes.
+        if free.len() >= self.keep && !free.is_empty() {
+            free.remove(0);
+        }
+        if self.keep > 0 {
             free.push(memory);
         }
     }
@@ -67,6 +71,11 @@ pub struct ReadBuffer {
 }
 
 impl ReadBuffer {
+    /// Bytes of memory that it takes.
+    pub fn capacity(&self) -> usize {
+        self.memory.len()
+    }
+
     /// Shows only the first `len` bytes from now on. No effect if it has fewer.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);

@@ -141,9 +141,6 @@ pub struct NativeStore {
     broken: Mutex<Option<Broken>>,
     /// Serialises refreshes of this process. Held while records are read and applied; before LMDB's own lock.
     refreshing: tokio::sync::Mutex<()>,
-    /// For tests of commits that race: called before each attempt to create a record.
-    #[cfg(test)]
-    before_create: Mutex<Option<Box<dyn FnMut() + Send>>>,
 }
 
 impl std::fmt::Debug for NativeStore {
@@ -331,8 +328,8 @@ impl Store for NativeStore {
         first: BlockIndex,
         count: BlockCount,
     ) -> Result<Vec<BlockRun>, ReadError> {
-        let meta = txn.file(file)?.ok_or(ReadError::NoSuchFile { file, at: txn.at() })?;
-        self.ask(|index| index.blocks(txn.at(), file, meta.block_size, (first, count)))
+        let runs = self.ask(|index| index.blocks(txn.at(), file, (first, count)))?;
+        runs.ok_or(ReadError::NoSuchFile { file, at: txn.at() })
     }
 
     fn read(&self, pieces: Vec<Piece>, mut buffer: ReadBuffer) -> Load<Result<ReadBuffer, ReadError>> {

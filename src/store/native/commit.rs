@@ -243,8 +243,8 @@ impl Transaction {
         if inside > 0 {
             let block = end - 1;
             let mut data = self.block_now(file, block).await?;
-            if data[inside as usize..].iter().any(|byte| *byte != 0) {
-                data[inside as usize..].fill(0);
+            if data.iter().skip(inside as usize).any(|byte| *byte != 0) {
+                data.truncate(inside as usize);
                 self.stage(file, block, data).await?;
             }
         }
@@ -279,6 +279,7 @@ impl Transaction {
                 self.place(file, block, part).await?;
             } else {
                 let mut data = self.block_now(file, block).await?;
+                data.resize(data.len().max(skip + len), 0);
                 data[skip..skip + len].copy_from_slice(part);
                 self.stage(file, block, data).await?;
             }
@@ -356,15 +357,20 @@ impl Transaction {
         Ok(())
     }
 
-    /// Stores one whole block: as a hole, as it is, or without its zero tail.
+    /// Stores one whole block, of which bytes behind `data` are zero: as a hole, as it is, or without its zero
+    /// tail.
     async fn place(&mut self, file: FileId, block: u64, data: &[u8]) -> Result<(), CommitError> {
+        let block_size = self.edit(file)?.block_size.bytes() as usize;
         let used = used_len(data);
         if used == 0 {
             return self.put_hole(file, BlockIndex::new(block), BlockCount::new(1));
         }
         let hash = block_hash(data);
-        if used > data.len() / 2 {
-            return self.put_full(file, BlockIndex::new(block), Bytes::copy_from_slice(data), &[hash]).await;
+        if used > block_size / 2 {
+            let mut whole = Vec::with_capacity(block_size);
+            whole.extend_from_slice(data);
+            whole.resize(block_size, 0);
+            return self.put_full(file, BlockIndex::new(block), Bytes::from(whole), &[hash]).await;
         }
         self.put_packable(file, block, Bytes::copy_from_slice(&data[..used]), hash).await
     }
@@ -428,7 +434,8 @@ impl Transaction {
         Ok(())
     }
 
-    /// Bytes of one block as this transaction sees them.
+    /// Bytes of one block as this transaction sees them, at most a block; what lacks is zero. Small files in
+    /// large blocks must not pay for whole blocks.
     async fn block_now(&mut self, file: FileId, block: u64) -> Result<Vec<u8>, CommitError> {
         let edit = self.edit(file)?;
         if let Some(data) = edit.staged.get(&block) {
@@ -443,10 +450,10 @@ impl Transaction {
                 Some(Placed::At(Place::Stored { pack, offset, len, codec })) => {
                     self.read_back(pack, offset..offset + u64::from(len), codec, block_size).await
                 }
-                _ => Ok(vec![0; block_size]),
+                _ => Ok(Vec::new()),
             };
         }
-        let Some(meta) = self.edit(file)?.base.clone() else { return Ok(vec![0; block_size]) };
+        let Some(meta) = self.edit(file)?.base.clone() else { return Ok(Vec::new()) };
         read_block(&self.base, &meta, block).await
     }
 
@@ -460,12 +467,10 @@ impl Transaction {
         let missing = || ReadError::Missing { object: format!("pack {pack} of this commit") };
         let object = self.sink.object(pack).ok_or_else(missing)?;
         let stored = self.store.objects.get_range(&object, range.start, range.end).await?;
-        let mut data = match codec {
+        Ok(match codec {
             Codec::Raw => stored.to_vec(),
             Codec::Zstd => zstd::bulk::decompress(&stored, block_size).map_err(|_| missing())?,
-        };
-        data.resize(block_size, 0);
-        Ok(data)
+        })
     }
 
     fn write_set(&self) -> WriteSet {
@@ -476,24 +481,22 @@ impl Transaction {
     }
 }
 
-/// One block of a file as of `txn`, whole; zeros beyond the end.
+/// One block of a file as of `txn`; what lacks to a block is zero.
 async fn read_block(txn: &ReadTxn, meta: &FileMeta, block: u64) -> Result<Vec<u8>, CommitError> {
     let size = meta.block_size.bytes() as usize;
     let runs = txn.blocks(meta.file, BlockIndex::new(block), BlockCount::new(1))?;
     let Some(BlockData::Stored { pack, offset, len, codec }) = runs.first().map(|run| run.data) else {
-        return Ok(vec![0; size]);
+        return Ok(Vec::new());
     };
     let source = match codec {
         Codec::Raw => PieceSource::Raw { pack, offset },
         Codec::Zstd => PieceSource::Zstd { pack, offset, stored: len, block: size as u32, skip: 0 },
     };
     let stored = if codec == Codec::Raw { len as usize } else { size };
-    let buffer = BufferPool::new(1, size).take(stored);
+    let buffer = BufferPool::new(1, 1).take(stored);
     let read = txn.store().read(vec![Piece { at: 0, len: stored, source }], buffer).wait().await?;
     let mut data = read.to_vec();
-    data.resize(size, 0);
     // Bytes beyond the size are zero by definition, whatever is stored there.
-    let end = meta.size.saturating_sub(block * size as u64).min(size as u64) as usize;
-    data[end..].fill(0);
+    data.truncate(meta.size.saturating_sub(block * size as u64).min(size as u64) as usize);
     Ok(data)
 }

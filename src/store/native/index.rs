@@ -110,11 +110,11 @@ impl Index {
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         let known = open.get_or_insert_with(HashMap::new);
         known.retain(|_, index| index.strong_count() > 0);
-        if let Some(index) = known.get(&folder).and_then(Weak::upgrade) {
-            if index.home.is_in_place() {
-                return Ok(index);
-            }
-            // The folder was deleted under us and made anew: those who have the old one keep it.
+        // A folder that was deleted under us and made anew is another one: who has the old one keeps it.
+        if let Some(index) = known.get(&folder).and_then(Weak::upgrade)
+            && index.home.is_in_place()
+        {
+            return Ok(index);
         }
         let home = Home::enter(&folder)?;
         let index = Arc::new(Index::open_in(home, store)?);

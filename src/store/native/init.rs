@@ -232,8 +232,6 @@ pub async fn open(
         head: AtomicU64::new(Tid::ZERO.raw()),
         broken: Mutex::new(None),
         refreshing: tokio::sync::Mutex::new(()),
-        #[cfg(test)]
-        before_create: Mutex::new(None),
     });
     store.check_applied().await.map_err(|source| OpenError::Log { url: url.clone(), source })?;
     store.refresh_async(true).await.map_err(|source| OpenError::Log { url, source })?;

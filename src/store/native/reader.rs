@@ -64,7 +64,7 @@ struct ByLen;
 
 impl Weighter<CacheKey, Arc<ReadBuffer>> for ByLen {
     fn weight(&self, _key: &CacheKey, value: &Arc<ReadBuffer>) -> u64 {
-        value.len() as u64
+        value.capacity() as u64
     }
 }
 
@@ -103,7 +103,7 @@ impl Reader {
             ),
             hashes: Cache::with_weighter(64, HASHES_WEIGHT, ByLen),
             cache: Cache::with_weighter(items(cache_bytes, CHUNK_BYTES), cache_bytes, ByLen),
-            buffers: BufferPool::new(BUFFERS_KEPT, CHUNK_BYTES as usize),
+            buffers: BufferPool::new(BUFFERS_KEPT, BUFFER_ALIGN),
         }
     }
 

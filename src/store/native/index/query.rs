@@ -16,12 +16,11 @@ use crate::store::{BlockData, BlockRun, Codec, DirId, Entry, FileMeta, PackNo};
 /// After so many versions of one block in a row, a step back from `at` beats walking on.
 const VERSIONS_WALKED_MAX: usize = 8;
 
+/// A key and its value, if there is one.
+type Found<'t> = Option<(&'t [u8], &'t [u8])>;
+
 /// Last key at or before `key` within the keys that share its first `prefix` bytes.
-fn newest<'t>(
-    table: super::Table,
-    txn: &'t RoTxn,
-    key: &[u8],
-) -> Result<Option<(&'t [u8], &'t [u8])>, IndexError> {
+fn newest<'t>(table: super::Table, txn: &'t RoTxn, key: &[u8]) -> Result<Found<'t>, IndexError> {
     let prefix = key.len() - 8;
     let found = table.get_lower_than_or_equal_to(txn, key)?;
     Ok(found.filter(|(found, _)| found.len() == key.len() && found[..prefix] == key[..prefix]))
@@ -165,18 +164,35 @@ impl Index {
         Ok(Some((key_tid(key), decode_block(open_value("blocks", key, value)?)?)))
     }
 
-    /// Where blocks `[first, first + count)` of a file with this block size are as of `at`.
+    /// Where blocks `[first, first + count)` of a file are as of `at`; `None`: there is no such file.
     pub fn blocks(
         &self,
         at: Tid,
         file: FileId,
-        block_size: BlockSize,
         range: (BlockIndex, BlockCount),
-    ) -> Result<Vec<BlockRun>, IndexError> {
+    ) -> Result<Option<Vec<BlockRun>>, IndexError> {
         let txn = self.read()?;
+        let Some(meta) = self.file_in(&txn, at, file)? else { return Ok(None) };
         let first = range.0.raw();
         let end = first.saturating_add(range.1.raw());
-        let mut runs = Runs { block_size, next: first, runs: Vec::new() };
+        let mut runs = Runs { block_size: meta.block_size, next: first, runs: Vec::new() };
+        if end == first + 1 {
+            runs.push(first, self.block_in(&txn, at, file, range.0)?);
+        } else {
+            self.walk_blocks(&txn, (at, file), (first, end), &mut runs)?;
+        }
+        runs.gap(end);
+        Ok(Some(runs.runs))
+    }
+
+    /// Newest versions at or before `at` of all blocks in `[first, end)` that have one.
+    fn walk_blocks(
+        &self,
+        txn: &RoTxn,
+        (at, file): (Tid, FileId),
+        (first, end): (u64, u64),
+        runs: &mut Runs,
+    ) -> Result<(), IndexError> {
         let mut from = first;
         'anew: while from < end {
             let low = block_key(file, BlockIndex::new(from), Tid::ZERO);
@@ -184,7 +200,7 @@ impl Index {
             let bounds = (Bound::Included(&low[..]), Bound::Included(&high[..]));
             let mut current: Option<(u64, usize)> = None;
             let mut best: Option<(Tid, BlockData)> = None;
-            for item in self.tables.blocks.range(&txn, &bounds)? {
+            for item in self.tables.blocks.range(txn, &bounds)? {
                 let (key, value) = item?;
                 let (block, tid) = (key_block(key), key_tid(key));
                 let seen = match current {
@@ -198,7 +214,7 @@ impl Index {
                 };
                 current = Some((block, seen));
                 if seen > VERSIONS_WALKED_MAX {
-                    runs.push(block, self.block_in(&txn, at, file, BlockIndex::new(block))?);
+                    runs.push(block, self.block_in(txn, at, file, BlockIndex::new(block))?);
                     from = block + 1;
                     continue 'anew;
                 }
@@ -211,8 +227,7 @@ impl Index {
             }
             break;
         }
-        runs.gap(end);
-        Ok(runs.runs)
+        Ok(())
     }
 
     /// The newest commit at or before `at`: its tid and number.

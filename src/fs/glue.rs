@@ -1,0 +1,547 @@
+//! FUSE requests: each is one call to the tree or the server, and one answer.
+//!
+//! Invariant: a thread that serves the kernel waits for local storage only; a READ that needs more is answered
+//! from the runtime. FLUSH and OPEN are answered OK, never ENOSYS: the kernel would stop to send them, and
+//! `close()` no longer reported a dead server. READDIRPLUS is left out on purpose: it would let the kernel keep
+//! attributes under head that an invalidation between answer and inode cannot reach.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
+};
+
+use super::face::{FsError, errno, read_errno};
+use super::handles::{DirHandle, Handle, Handles, TextHandle};
+use super::mount::DiskSpace;
+use super::tree::{Kind, Stat, Tree, UNKNOWN_INO};
+use crate::server::{FileView, Stats};
+use crate::store::{Load, NAME_BYTES_MAX, ReadBuffer, ReadError};
+use crate::view::{self, Seek};
+
+/// Numbers are never given again, so there is one generation.
+const GENERATION: Generation = Generation(0);
+/// One READ for a block of the default size, bytes.
+const READ_BYTES_MAX: u32 = 2 << 20;
+/// READs parked on a slow storage count against it; when it is full no other file is read ahead.
+const BACKGROUND_MAX: u16 = 8192;
+/// More than the kernel offers by default; it says what it allows.
+const READAHEAD_BYTES: u32 = 8 << 20;
+const XATTR_TID: &str = "user.revfs.tid";
+const XATTR_FILE: &str = "user.revfs.file";
+const DIR_MODE: u16 = 0o555;
+const FILE_MODE: u16 = 0o444;
+const LINK_MODE: u16 = 0o777;
+
+/// Who owns what is shown.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Owner {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+/// Answers the kernel.
+pub(super) struct Glue {
+    pub(super) tree: Arc<Tree>,
+    pub(super) handles: Handles,
+    pub(super) owner: Owner,
+    pub(super) disk_space: Arc<dyn Fn() -> DiskSpace + Send + Sync>,
+}
+
+impl Glue {
+    fn attr(&self, ino: u64, stat: &Stat) -> FileAttr {
+        let time = UNIX_EPOCH.checked_add(Duration::from_nanos(stat.time_unix_ns)).unwrap_or(UNIX_EPOCH);
+        let (kind, perm) = match stat.kind {
+            Kind::Dir => (FileType::Directory, DIR_MODE),
+            Kind::File => (FileType::RegularFile, FILE_MODE),
+            Kind::Link => (FileType::Symlink, LINK_MODE),
+        };
+        FileAttr {
+            ino: INodeNo(ino),
+            size: stat.size,
+            blocks: stat.blocks,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            crtime: time,
+            kind,
+            perm,
+            nlink: stat.links,
+            uid: self.owner.uid,
+            gid: self.owner.gid,
+            rdev: 0,
+            blksize: u32::try_from(stat.block_size).unwrap_or(u32::MAX),
+            flags: 0,
+        }
+    }
+
+    /// The errno of a request; a failure of the store is logged here, once.
+    fn refuse(&self, request: &str, ino: INodeNo, error: &FsError) -> Errno {
+        if error.is_failure() {
+            Stats::add(&self.tree.server().stats().request_errors, 1);
+            let key = self.tree.key(ino.0);
+            log::error!("{request} of {key:?} failed at head @{}: {error}", self.tree.server().head());
+        }
+        errno(error)
+    }
+
+    fn open_file(&self, ino: u64, flags: OpenFlags) -> Result<(u64, FopenFlags), FsError> {
+        let key = self.tree.key(ino)?;
+        match flags.acc_mode() {
+            OpenAccMode::O_RDONLY => {}
+            OpenAccMode::O_WRONLY | OpenAccMode::O_RDWR => return Err(FsError::ReadOnly),
+        }
+        let opened = match self.tree.text(&key) {
+            Some(text) => {
+                (self.handles.add(Handle::Text(TextHandle::new(text))), FopenFlags::FOPEN_DIRECT_IO)
+            }
+            // What changes is invalidated by its bytes; an open drops nothing.
+            None => (0, FopenFlags::FOPEN_KEEP_CACHE),
+        };
+        self.tree.inodes().opened(ino);
+        Stats::add(&self.tree.server().stats().opens, 1);
+        Ok(opened)
+    }
+
+    fn open_dir(&self, ino: u64) -> Result<u64, FsError> {
+        let key = self.tree.key(ino)?;
+        let txn = self.tree.dir_txn(&key)?;
+        self.tree.inodes().opened(ino);
+        Ok(self.handles.add(Handle::Dir(DirHandle { key, txn, listing: std::sync::OnceLock::new() })))
+    }
+
+    fn text(&self, ino: u64, fh: FileHandle, offset: u64) -> Result<Arc<Vec<u8>>, FsError> {
+        let handle = self.handles.get(fh.0).ok_or(FsError::BadHandle)?;
+        let Handle::Text(text) = handle.as_ref() else { return Err(FsError::IsADirectory) };
+        if offset > 0 {
+            return Ok(text.text());
+        }
+        let now = self.tree.text(&self.tree.key(ino)?).ok_or(FsError::BadHandle)?;
+        Ok(text.renew(now))
+    }
+
+    /// Adds entries from position `offset` on until the answer is full. Positions 0 and 1 are `.` and `..`.
+    fn read_dir(
+        &self,
+        ino: u64,
+        fh: FileHandle,
+        offset: u64,
+        to: &mut ReplyDirectory,
+    ) -> Result<(), FsError> {
+        let handle = self.handles.get(fh.0).ok_or(FsError::BadHandle)?;
+        let Handle::Dir(dir) = handle.as_ref() else { return Err(FsError::NotADirectory) };
+        if dir.listing.get().is_none() {
+            let loaded = self.tree.list(&dir.key, dir.txn.as_ref())?;
+            // Two first READDIRs at once load the same: whichever is set.
+            let _ = dir.listing.set(loaded);
+        }
+        let dots = [(ino, "."), (self.tree.parent(&dir.key), "..")];
+        for (number, (dot, name)) in (0u64..).zip(dots) {
+            if number >= offset && to.add(INodeNo(dot), number + 1, FileType::Directory, name) {
+                return Ok(());
+            }
+        }
+        let skip = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
+        let listing = dir.listing.get().map_or(&[][..], Vec::as_slice);
+        for (index, listed) in listing.iter().enumerate().skip(skip) {
+            let number = listed.key.as_ref().and_then(|key| self.tree.inodes().number(key));
+            let kind = match listed.kind {
+                Kind::Dir => FileType::Directory,
+                Kind::File => FileType::RegularFile,
+                Kind::Link => FileType::Symlink,
+            };
+            let next = index as u64 + 3;
+            let name = OsStr::from_bytes(&listed.name);
+            if to.add(INodeNo(number.unwrap_or(UNKNOWN_INO)), next, kind, name) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn xattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>, FsError> {
+        let Ok(view) = self.tree.view(ino) else { return Err(FsError::NoSuchAttribute) };
+        match name.to_str() {
+            Some(XATTR_TID) => Ok(view.meta.rev.to_string().into_bytes()),
+            Some(XATTR_FILE) => Ok(view.meta.file.to_string().into_bytes()),
+            _ => Err(FsError::NoSuchAttribute),
+        }
+    }
+
+    fn seek(&self, ino: u64, fh: FileHandle, offset: i64, whence: i32) -> Result<u64, FsError> {
+        let offset = u64::try_from(offset).map_err(|_| FsError::BeyondEnd)?;
+        let what = match u32::try_from(whence) {
+            Ok(SEEK_DATA) => Seek::Data,
+            Ok(SEEK_HOLE) => Seek::Hole,
+            _ => return Err(FsError::Malformed),
+        };
+        let found = match self.handles.get(fh.0).as_deref() {
+            Some(Handle::Text(text)) => {
+                let end = text.text().len() as u64;
+                (offset < end).then_some(if what == Seek::Data { offset } else { end })
+            }
+            Some(Handle::Dir(_)) => return Err(FsError::IsADirectory),
+            None => {
+                let view = self.tree.view(ino)?;
+                view::seek(&view.txn, &view.meta, offset, what)?
+            }
+        };
+        found.ok_or(FsError::BeyondEnd)
+    }
+}
+
+// `lseek(2)` on Linux.
+const SEEK_DATA: u32 = 3;
+const SEEK_HOLE: u32 = 4;
+
+/// Answers a READ of file data.
+fn answer_read(tree: &Tree, view: &FileView, result: Result<ReadBuffer, ReadError>, reply: ReplyData) {
+    let stats = tree.server().stats();
+    match result {
+        Ok(bytes) => {
+            Stats::add(&stats.read_bytes, bytes.len() as u64);
+            reply.data(&bytes);
+        }
+        Err(error) => {
+            Stats::add(&stats.read_errors, 1);
+            log::error!("READ of file {} @{} failed: {error}", view.meta.file, view.txn.at());
+            reply.error(read_errno(&error));
+        }
+    }
+}
+
+/// Answers a request for an extended attribute or the list of them.
+fn answer_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
+    match u32::try_from(value.len()) {
+        Ok(len) if size == 0 => reply.size(len),
+        Ok(len) if len <= size => reply.data(value),
+        _ => reply.error(Errno::ERANGE),
+    }
+}
+
+#[allow(clippy::too_many_arguments)] // fuser's trait
+impl Filesystem for Glue {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let wanted = [
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_MAX_PAGES,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            // Without it each change of size or mtime drops all pages of a file.
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+        ];
+        for capability in wanted {
+            if config.add_capabilities(capability).is_err() {
+                log::warn!("this kernel lacks {capability:?}: reads are slower; Linux 5.2 has it");
+            }
+        }
+        // Each answers the nearest value that the kernel takes.
+        if let Err(most) = config.set_max_write(READ_BYTES_MAX) {
+            let _ = config.set_max_write(most);
+        }
+        if let Err(most) = config.set_max_readahead(READAHEAD_BYTES) {
+            let _ = config.set_max_readahead(most);
+        }
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        let _ = config.set_congestion_threshold(BACKGROUND_MAX / 4 * 3);
+        let _ = config.set_time_granularity(Duration::from_nanos(1));
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        Stats::add(&self.tree.server().stats().lookups, 1);
+        match self.tree.lookup(parent.0, name.as_bytes()) {
+            Ok(found) => {
+                let attr = self.attr(found.ino, &found.stat);
+                reply.entry_with_ttls(&found.stat.ttl, &found.entry_ttl, &attr, GENERATION);
+            }
+            Err(error) => reply.error(self.refuse("LOOKUP", parent, &error)),
+        }
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.tree.inodes().forget(ino.0, nlookup);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        match self.tree.stat(ino.0) {
+            Ok(stat) => reply.attr(&stat.ttl, &self.attr(ino.0, &stat)),
+            Err(error) => reply.error(self.refuse("GETATTR", ino, &error)),
+        }
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.tree.link_target(ino.0) {
+            Ok(target) => reply.data(target.as_bytes()),
+            Err(error) => reply.error(self.refuse("READLINK", ino, &error)),
+        }
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match self.open_file(ino.0, flags) {
+            Ok((fh, flags)) => reply.opened(FileHandle(fh), flags),
+            Err(error) => reply.error(self.refuse("OPEN", ino, &error)),
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let len = size as usize;
+        if fh.0 != 0 {
+            return match self.text(ino.0, fh, offset) {
+                Ok(text) => {
+                    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
+                    reply.data(&text[start..start.saturating_add(len).min(text.len())]);
+                }
+                Err(error) => reply.error(self.refuse("READ", ino, &error)),
+            };
+        }
+        let view = match self.tree.view(ino.0) {
+            Ok(view) => view,
+            Err(error) => return reply.error(self.refuse("READ", ino, &error)),
+        };
+        match self.tree.server().read(&view, offset, len) {
+            Load::Ready(result) => answer_read(&self.tree, &view, result, reply),
+            Load::Pending(future) => {
+                Stats::add(&self.tree.server().stats().pending_reads, 1);
+                let tree = Arc::clone(&self.tree);
+                let runtime = self.tree.server().runtime();
+                drop(runtime.spawn(async move { answer_read(&tree, &view, future.await, reply) }));
+            }
+        }
+    }
+
+    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.handles.remove(fh.0);
+        self.tree.inodes().released(ino.0);
+        reply.ok();
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.open_dir(ino.0) {
+            Ok(fh) => reply.opened(FileHandle(fh), FopenFlags::empty()),
+            Err(error) => reply.error(self.refuse("OPENDIR", ino, &error)),
+        }
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        match self.read_dir(ino.0, fh, offset, &mut reply) {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(self.refuse("READDIR", ino, &error)),
+        }
+    }
+
+    fn releasedir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.handles.remove(fh.0);
+        self.tree.inodes().released(ino.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let space = (self.disk_space)();
+        let unit = space.unit_bytes;
+        let name_max = u32::try_from(NAME_BYTES_MAX).unwrap_or(u32::MAX);
+        // Nothing can be written here, so there is nothing free for files.
+        reply.statfs(space.units, space.units_free, space.units_available, 0, 0, unit, name_max, unit);
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        match self.xattr(ino.0, name) {
+            Ok(value) => answer_xattr(&value, size, reply),
+            Err(error) => reply.error(self.refuse("GETXATTR", ino, &error)),
+        }
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = match self.tree.view(ino.0) {
+            Ok(_) => format!("{XATTR_TID}\0{XATTR_FILE}\0"),
+            Err(_) => String::new(),
+        };
+        answer_xattr(names.as_bytes(), size, reply);
+    }
+
+    fn access(&self, _req: &Request, _ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        match mask.contains(AccessFlags::W_OK) {
+            true => reply.error(Errno::EROFS),
+            false => reply.ok(),
+        }
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        match self.seek(ino.0, fh, offset, whence) {
+            Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
+            Err(error) => reply.error(self.refuse("LSEEK", ino, &error)),
+        }
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _ph: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        // The kernel then says "ready" by itself, as for a file on a disk.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        _size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _: INodeNo,
+        _: &OsStr,
+        _: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+}

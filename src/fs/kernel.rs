@@ -1,0 +1,91 @@
+//! The kernel's cache of this mount, as the server sees it.
+//!
+//! Invariant: no lock is held while the kernel works: a number is looked up in the table, and then told. What the
+//! kernel does not know is not cached, so that is success.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{INodeNo, Notifier};
+use revfs_protocol::FileId;
+
+use super::inodes::{Key, ROOT_INO};
+use super::tree::Tree;
+use crate::env;
+use crate::server::{KernelCache, Stats};
+use crate::store::DirId;
+
+/// Offset that means "attributes only" to the kernel.
+const ATTRIBUTES_ONLY: i64 = -1;
+/// How often a notification is tried again that the kernel has no memory for.
+const RETRIES_MAX: u32 = 1000;
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Notifies the kernel.
+#[derive(Debug)]
+pub(super) struct FuseCache {
+    pub(super) tree: Arc<Tree>,
+    pub(super) notifier: Notifier,
+}
+
+impl FuseCache {
+    fn invalidate_inode(&self, key: &Key, offset: i64, len: i64) {
+        if let Some(ino) = self.tree.inodes().number(key) {
+            self.tell(|| self.notifier.inval_inode(INodeNo(ino), offset, len));
+        }
+    }
+
+    /// Notifies, again if the kernel lacks memory: `head/at` must not move before it is done.
+    fn tell(&self, notify: impl Fn() -> io::Result<()>) {
+        for _ in 0..RETRIES_MAX {
+            let Err(error) = notify() else { return };
+            let known = error.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
+            use rustix::io::Errno as E;
+            match known {
+                // Not cached, or there is no mount any more.
+                Some(E::NOENT | E::NOTCONN | E::NODEV | E::CONNABORTED) => return,
+                // The name is now a directory of a mount, or not a directory: either way it was dropped.
+                Some(E::NOTDIR | E::NOTEMPTY) => return,
+                Some(E::NOMEM | E::AGAIN | E::INTR) => env::sleep(RETRY_INTERVAL),
+                _ => {
+                    Stats::add(&self.tree.server().stats().notify_errors, 1);
+                    log::error!("the kernel refused to drop cached data: {error}; unmount and mount again");
+                    return;
+                }
+            }
+        }
+        Stats::add(&self.tree.server().stats().notify_errors, 1);
+        log::error!("the kernel has had no memory to drop cached data for long; unmount and mount again");
+    }
+}
+
+impl KernelCache for FuseCache {
+    fn invalidate_data(&self, file: FileId, offset: u64, len: u64) {
+        let end = offset.checked_add(len).filter(|end| *end < i64::MAX.unsigned_abs());
+        // Beyond 63 bits there are no pages; a length of 0 means "to the end" to the kernel.
+        let Ok(offset) = i64::try_from(offset) else { return };
+        let len = end.and(i64::try_from(len).ok()).unwrap_or(0);
+        self.invalidate_inode(&Key::HeadFile(file), offset, len);
+    }
+
+    fn invalidate_attributes(&self, file: FileId) {
+        self.invalidate_inode(&Key::HeadFile(file), ATTRIBUTES_ONLY, 0);
+    }
+
+    fn invalidate_entry(&self, dir: DirId, name: &[u8]) {
+        if let Some(parent) = self.tree.inodes().number(&Key::HeadDir(dir)) {
+            self.tell(|| self.notifier.inval_entry(INodeNo(parent), OsStr::from_bytes(name)));
+        }
+    }
+
+    fn invalidate_directory(&self, dir: DirId) {
+        self.invalidate_inode(&Key::HeadDir(dir), ATTRIBUTES_ONLY, 0);
+    }
+
+    fn invalidate_root(&self) {
+        self.tell(|| self.notifier.inval_inode(INodeNo(ROOT_INO), ATTRIBUTES_ONLY, 0));
+    }
+}

@@ -1,0 +1,236 @@
+//! From options to a mount that answers, and its end.
+//!
+//! Invariant: when [`mount`] returns, the tree answers, the server knows whose cache to invalidate, and no
+//! request was answered before it did. Left out on purpose: locks on mount points, aborting a connection and the
+//! clean-up of dead mounts, which know no FUSE and are the host's.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
+use rustix::fs::{AtFlags, CWD, StatxFlags};
+
+use super::face::Face;
+use super::glue::{Glue, Owner};
+use super::handles::Handles;
+use super::kernel::FuseCache;
+use super::tree::Tree;
+use crate::env::{self, Clock};
+use crate::server::{KernelCache, Server};
+
+/// Threads that read requests, unless told otherwise.
+pub const THREADS_DEFAULT: usize = 8;
+
+/// Space of the disk that a store is on, for `df`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// Bytes in a unit.
+    pub unit_bytes: u32,
+    /// Units in all.
+    pub units: u64,
+    /// Units that are free.
+    pub units_free: u64,
+    /// Units that who is not root may take.
+    pub units_available: u64,
+}
+
+impl DiskSpace {
+    /// Space of the disk that `path` is on; nothing if it cannot be told.
+    pub fn of(path: &Path) -> DiskSpace {
+        match rustix::fs::statvfs(path) {
+            Ok(space) => DiskSpace {
+                unit_bytes: u32::try_from(space.f_frsize).unwrap_or(u32::MAX),
+                units: space.f_blocks,
+                units_free: space.f_bfree,
+                units_available: space.f_bavail,
+            },
+            Err(_) => DiskSpace { unit_bytes: 512, ..DiskSpace::default() },
+        }
+    }
+}
+
+/// How to mount.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// Other users may use it.
+    pub allow_other: bool,
+    /// Owner of all that is shown; `None`: who runs the server.
+    pub uid: Option<u32>,
+    /// Group of all that is shown; `None`: that of who runs the server.
+    pub gid: Option<u32>,
+    /// Threads that read requests; at least 1.
+    pub threads: usize,
+    /// What `.revfs` shows besides the server.
+    pub face: Face,
+    /// Time of what has no other.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Default for MountOptions {
+    fn default() -> MountOptions {
+        MountOptions {
+            allow_other: false,
+            uid: None,
+            gid: None,
+            threads: THREADS_DEFAULT,
+            face: Face::default(),
+            clock: env::SystemClock::shared(),
+        }
+    }
+}
+
+/// Why a mount failed.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The kernel, or fusermount3, refused.
+    #[error(
+        "cannot mount at {}: {source}; is it a directory of yours, and is /dev/fuse there (modprobe fuse)?",
+        mount_point.display()
+    )]
+    Refused {
+        /// Where.
+        mount_point: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The server serves another mount.
+    #[error("cannot mount at {}: the server serves another mount; start one for each", mount_point.display())]
+    Served {
+        /// Where.
+        mount_point: PathBuf,
+    },
+}
+
+/// A mount that is served. Dropping it goes on serving it.
+#[derive(Debug)]
+pub struct Mounted {
+    mount_point: PathBuf,
+    device: (u32, u32),
+    // Leaf lock: held for the system call that unmounts, which waits for no request of ours.
+    unmounter: Mutex<SessionUnmounter>,
+    thread: JoinHandle<()>,
+    // Leaf lock: set by the thread as it ends.
+    result: Arc<Mutex<io::Result<()>>>,
+}
+
+impl Mounted {
+    /// Where it is, without symlinks.
+    pub fn mount_point(&self) -> &Path {
+        &self.mount_point
+    }
+
+    /// Device number (major, minor); the minor names it in `/sys/fs/fuse/connections`.
+    pub fn device(&self) -> (u32, u32) {
+        self.device
+    }
+
+    /// Unmounts it, unless it is busy. Only the first call tries; after that unmount by path.
+    ///
+    /// # Errors
+    /// EBUSY, and what else `umount` says.
+    pub fn unmount(&self) -> io::Result<()> {
+        self.unmounter.lock().unwrap_or_else(PoisonError::into_inner).unmount()
+    }
+
+    /// Whether it has ended: unmounted, by whomever, or aborted.
+    pub fn ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// What ended it, if not an unmount.
+    pub fn wait(self) -> io::Result<()> {
+        let Mounted { thread, result, .. } = self;
+        thread.join().map_err(|_| io::Error::other("a thread that serves the mount panicked"))?;
+        std::mem::replace(&mut *result.lock().unwrap_or_else(PoisonError::into_inner), Ok(()))
+    }
+}
+
+/// Mounts the tree of what `server` serves at `mount_point`, an existing directory.
+///
+/// # Errors
+/// See [`MountError`].
+pub fn mount(
+    server: &Arc<Server>,
+    mount_point: &Path,
+    options: &MountOptions,
+) -> Result<Mounted, MountError> {
+    let refused = |source| MountError::Refused { mount_point: mount_point.to_owned(), source };
+    let mount_point = mount_point.canonicalize().map_err(refused)?;
+    let refused = |source| MountError::Refused { mount_point: mount_point.clone(), source };
+    let start_unix_ns = options.clock.now_unix_ns();
+    let tree = Arc::new(Tree::new(Arc::clone(server), options.face.clone(), start_unix_ns));
+    let local_root = server.store().info().local_root.clone();
+    let glue = Glue {
+        tree: Arc::clone(&tree),
+        handles: Handles::default(),
+        owner: Owner {
+            uid: options.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),
+            gid: options.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
+        },
+        disk_space: Arc::new(move || DiskSpace::of(local_root.as_deref().unwrap_or(Path::new("/")))),
+    };
+    let config = config(&server.store().info().url, options);
+    let mut session = Session::new(glue, &mount_point, &config).map_err(refused)?;
+    let cache = FuseCache { tree, notifier: session.notifier() };
+    if !server.set_kernel_cache(Arc::new(cache) as Arc<dyn KernelCache>) {
+        return Err(MountError::Served { mount_point });
+    }
+    let device = device_of(&mount_point).map_err(refused)?;
+    let unmounter = Mutex::new(session.unmount_callable());
+    let result = Arc::new(Mutex::new(Ok(())));
+    let ended_with = Arc::clone(&result);
+    // Requests are answered from here on.
+    let serve = move || {
+        let ended = session.run();
+        *ended_with.lock().unwrap_or_else(PoisonError::into_inner) = ended;
+    };
+    let thread = env::spawn("fuse", serve).map_err(refused)?;
+    Ok(Mounted { mount_point, device, unmounter, thread, result })
+}
+
+fn config(url: &str, options: &MountOptions) -> Config {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName(source_name(url, rustix::process::geteuid().is_root())),
+        // `MountOption::Subtype` is for fusermount only; this reaches the kernel on both ways.
+        MountOption::CUSTOM("subtype=revfs".to_owned()),
+        MountOption::RO,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        MountOption::DefaultPermissions,
+    ];
+    config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(options.threads.max(1));
+    config.clone_fd = true;
+    config
+}
+
+/// The source of the mount as it is told. fusermount takes options apart at commas, the kernel takes it as it is.
+fn source_name(url: &str, direct: bool) -> String {
+    match direct {
+        true => url.to_owned(),
+        false => url.replace('\\', "\\\\").replace(',', "\\,"),
+    }
+}
+
+/// The device number, without a request to the filesystem, which does not answer yet.
+fn device_of(mount_point: &Path) -> io::Result<(u32, u32)> {
+    let stat = rustix::fs::statx(CWD, mount_point, AtFlags::STATX_DONT_SYNC, StatxFlags::empty())?;
+    Ok((stat.stx_dev_major, stat.stx_dev_minor))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comma_in_the_url_is_no_new_option() {
+        assert_eq!(source_name("/a,b\\c", true), "/a,b\\c");
+        assert_eq!(source_name("/a,b\\c", false), "/a\\,b\\\\c");
+    }
+}

@@ -1,0 +1,159 @@
+//! umount: takes a mount down from outside: asks its server, and does without it when it has to.
+//!
+//! Invariant: a mount that is not of revfs is never touched, and no process gets a signal unless the run-time
+//! file names it with the start time that it has. Left out on purpose: bind mounts of the tree elsewhere.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::mount_state::{LOOK_LIMIT_MS, MountState, MountStateError, mount_state};
+use super::mountinfo::{absolute_mount_point, find_mount};
+use super::process::{Process, ProcessError};
+use super::runtime::{RuntimeDir, RuntimeError, RuntimeInfo};
+use super::stop::{
+    FinalState, RuntimeFiles, StepOutcome, StopLimits, StopPlan, StopProblem, StopReport, StopStep,
+    continue_stop,
+};
+use crate::env::Clock;
+
+/// Why there is nothing that could be unmounted.
+#[derive(Debug, thiserror::Error)]
+pub enum UmountError {
+    /// No mount, and no trace of a server.
+    #[error("{} is not mounted; `revfs status` lists the mounts", mount_point.display())]
+    NotMounted {
+        /// The path.
+        mount_point: PathBuf,
+    },
+    /// Another filesystem.
+    #[error("{} is a mount of type {fs_type}, not of revfs; use: umount {}", mount_point.display(),
+            mount_point.display())]
+    Foreign {
+        /// The path.
+        mount_point: PathBuf,
+        /// Its type.
+        fs_type: String,
+    },
+    /// The mount cannot be looked up.
+    #[error(transparent)]
+    State(#[from] MountStateError),
+    /// The run-time directory cannot be used.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+}
+
+/// Unmounts `mount_point` within `limits.total`: its server is asked by SIGTERM and has four fifths of that; then,
+/// or if there is no server to ask, this process takes the steps of the ladder itself. A dead mount is cleaned.
+///
+/// # Errors
+/// [`UmountError`] if nothing was done; else see the report.
+pub fn umount(
+    dir: &Arc<RuntimeDir>,
+    mount_point: &Path,
+    limits: StopLimits,
+    clock: &dyn Clock,
+) -> Result<StopReport, UmountError> {
+    let start = clock.monotonic();
+    let found = Found::at(dir, mount_point)?;
+    if found.plan_is_empty() {
+        return Err(UmountError::NotMounted { mount_point: found.path });
+    }
+    let mut report = StopReport { steps: Vec::new(), state: FinalState::StillMounted, taken: Duration::ZERO };
+    let mut ladder_limits = limits;
+    if let Some(server) = &found.server {
+        let result = ask(server, limits.total * 4 / 5);
+        // A server that may not be asked has had no grace yet.
+        if !matches!(result, Err(StopProblem::Process(_))) {
+            ladder_limits = ladder_limits.without_grace();
+        }
+        report.record(clock.monotonic().saturating_sub(start), StopStep::AskServer, result);
+    } else if is_dead(&found.path)? {
+        ladder_limits = ladder_limits.without_grace();
+    }
+    ladder_limits.total = limits.total.saturating_sub(clock.monotonic().saturating_sub(start));
+    Ok(continue_stop(found.into_plan(dir, ladder_limits), clock, start, report))
+}
+
+/// Cleans `mount_point` if its server is gone: unmounts it if dead, removes run-time files and a directory that
+/// the server made. `None` if there is nothing to clean, or a server lives. For `mount` and `status`.
+///
+/// # Errors
+/// [`UmountError`], but a foreign mount or none is no error here.
+pub fn clean_dead(
+    dir: &Arc<RuntimeDir>,
+    mount_point: &Path,
+    limits: StopLimits,
+    clock: &dyn Clock,
+) -> Result<Option<StopReport>, UmountError> {
+    let found = match Found::at(dir, mount_point) {
+        Ok(found) => found,
+        Err(UmountError::Foreign { .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if found.server.is_some() || found.plan_is_empty() || (found.dev.is_some() && !is_dead(&found.path)?) {
+        return Ok(None);
+    }
+    log::info!("{}: its server is gone, cleaning up", found.path.display());
+    let report = StopReport { steps: Vec::new(), state: FinalState::StillMounted, taken: Duration::ZERO };
+    let start = clock.monotonic();
+    let plan = found.into_plan(dir, limits.without_grace());
+    Ok(Some(continue_stop(plan, clock, start, report)))
+}
+
+fn is_dead(path: &Path) -> Result<bool, UmountError> {
+    let state = mount_state(path, Duration::from_millis(LOOK_LIMIT_MS))?;
+    Ok(matches!(state, MountState::Dead(_)))
+}
+
+/// What there is at a mount point.
+struct Found {
+    path: PathBuf,
+    dev: Option<super::mountinfo::MountDev>,
+    info: Option<RuntimeInfo>,
+    server: Option<Process>,
+}
+
+impl Found {
+    fn at(dir: &RuntimeDir, mount_point: &Path) -> Result<Found, UmountError> {
+        let table = |source| MountStateError::Table { mount_point: mount_point.to_owned(), source };
+        let path = absolute_mount_point(mount_point).map_err(table)?;
+        let entry = find_mount(&path).map_err(table)?;
+        if let Some(other) = entry.as_ref().filter(|entry| !entry.is_revfs()) {
+            return Err(UmountError::Foreign { mount_point: path, fs_type: other.fs_type.clone() });
+        }
+        let info = dir.read_info(&path)?;
+        let server = info.as_ref().and_then(|info| {
+            let opened = Process::open_started_at(info.pid, info.pid_start);
+            opened.map_err(|error| log::debug!("{}: {error}", path.display())).ok()
+        });
+        Ok(Found { path, dev: entry.map(|entry| entry.dev), info, server })
+    }
+
+    fn plan_is_empty(&self) -> bool {
+        self.dev.is_none() && self.info.is_none()
+    }
+
+    fn into_plan(self, dir: &Arc<RuntimeDir>, limits: StopLimits) -> StopPlan {
+        StopPlan {
+            made_mount_point: self.info.is_some_and(|info| info.made_mount_point),
+            mount_point: self.path,
+            dev: self.dev,
+            target: None,
+            server: self.server,
+            runtime: RuntimeFiles::LeftIn(dir.clone()),
+            limits,
+        }
+    }
+}
+
+fn ask(server: &Process, limit: Duration) -> Result<StepOutcome, StopProblem> {
+    match server.signal(Signal::TERM) {
+        Ok(()) if server.wait_exit(limit) => Ok(StepOutcome::Done),
+        Ok(()) => Err(StopProblem::ServerStays { pid: server.pid(), limit }),
+        Err(ProcessError::Gone { .. }) => Ok(StepOutcome::Done),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,303 @@
+//! The state that is served: which head is published, which one `head/at` may show, and who makes both move.
+//!
+//! A follower thread applies commits and publishes heads; a notifier thread drops what the kernel still caches of
+//! older ones. Rule numbers in comments are those of "The head without a stop-the-world lock" in ARCHITECTURE.md.
+//!
+//! Invariant: `shown <= published <= store.head()`, each only grows, and when `shown` is t no page, attribute or
+//! entry older than t is in the kernel's cache of head. A READ takes the published head once and waits for neither
+//! thread. Left out on purpose: watches, and everything that knows what FUSE is ([`KernelCache`] is the port).
+
+mod delta;
+mod follower;
+mod notifier;
+mod stats;
+
+pub use delta::{Delta, RangeSet};
+pub use stats::Stats;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use revfs_protocol::{FileId, RevSpec, Tid};
+
+use crate::env::{self, Clock};
+use crate::store::{BufferPool, DirId, FileMeta, Load, ReadBuffer, ReadError, ReadTxn, Store};
+use crate::view::{self, ResolveError};
+
+/// How long the follower waits for a hint that something was committed before it looks by itself.
+pub const POLL_INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
+/// Read buffers that are kept for reuse.
+const BUFFERS_KEPT: usize = 32;
+
+/// What the server asks of whoever caches its answers. Each call returns when the cache holds nothing of it any
+/// more; that nothing was cached is success. Calls come from the notifier thread, which serves no request.
+pub trait KernelCache: Send + Sync {
+    /// Drops bytes `[offset, offset + len)` of a file under head; to the end of the file if that overflows.
+    fn invalidate_data(&self, file: FileId, offset: u64, len: u64);
+    /// Drops the attributes of a file under head.
+    fn invalidate_attributes(&self, file: FileId);
+    /// Drops what a name in a directory under head means.
+    fn invalidate_entry(&self, dir: DirId, name: &[u8]);
+    /// Drops the attributes of a directory under head.
+    fn invalidate_directory(&self, dir: DirId);
+    /// Drops the attributes of the root, where tags are listed.
+    fn invalidate_root(&self);
+}
+
+/// A head that READs are answered from. A READ that has it is not disturbed by later heads.
+#[derive(Clone, Debug)]
+pub struct HeadState {
+    /// The state.
+    pub at: Tid,
+    txn: ReadTxn,
+}
+
+/// A file in a state, with all that a read of it needs.
+#[derive(Clone, Debug)]
+pub struct FileView {
+    /// The state that its bytes are read as of.
+    pub txn: ReadTxn,
+    /// The file in that state; for a file that head has deleted, with `deleted` set.
+    pub meta: FileMeta,
+}
+
+/// What a server is made of.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// Time for spans and times in `@` names.
+    pub clock: Arc<dyn Clock>,
+    /// Runs loads that a storage does not answer at once.
+    pub runtime: tokio::runtime::Handle,
+    /// See [`POLL_INTERVAL_DEFAULT`].
+    pub poll_interval: Duration,
+}
+
+/// Serves a store: a head that moves, all revisions before it, and counters.
+pub struct Server {
+    store: Arc<dyn Store>,
+    options: ServerOptions,
+    buffers: Arc<BufferPool>,
+    head: ArcSwap<HeadState>,
+    shown: AtomicU64,
+    // Leaf lock: held to clone or set the Arc only. Emptied at the end, for a cache may refer to its server.
+    kernel: Mutex<Option<Arc<dyn KernelCache>>>,
+    trouble: ArcSwapOption<String>,
+    stats: Stats,
+    // Leaf lock. Never held across a call to the kernel, the store or a wait for anything but `queue_moved`.
+    queue: Mutex<Queue>,
+    queue_moved: Condvar,
+    // Leaf lock: guards no data, only makes "shown moved" and the wait for it one step.
+    shown_lock: Mutex<()>,
+    shown_moved: Condvar,
+}
+
+/// What the threads tell each other.
+#[derive(Debug, Default)]
+struct Queue {
+    /// What was published and is not yet dropped from the kernel's cache.
+    pending: Option<Delta>,
+    stopping: bool,
+}
+
+/// The follower and the notifier. Dropping it leaves them running; see [`ServerThreads::stop`].
+#[derive(Debug)]
+pub struct ServerThreads {
+    server: Arc<Server>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl ServerThreads {
+    /// Ends both threads and waits for them. Returns only after a running invalidation has returned: abort the
+    /// mount first if its kernel may not answer.
+    pub fn stop(self) {
+        self.server.ask_to_stop();
+        for thread in self.threads {
+            if thread.join().is_err() {
+                log::error!("a server thread had panicked: report the message that precedes this one");
+            }
+        }
+        // Not under the lock: dropping it may drop what it refers to.
+        let kernel = self.server.kernel.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(kernel);
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("head", &self.head())
+            .field("shown", &self.shown())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// A server of `store`, at the head that it has applied. Nothing moves before [`Server::start`].
+    pub fn new(store: Arc<dyn Store>, options: ServerOptions) -> Arc<Server> {
+        let txn = ReadTxn::head(&store);
+        Arc::new(Server {
+            options,
+            buffers: BufferPool::new(BUFFERS_KEPT, 4096),
+            shown: AtomicU64::new(txn.at().raw()),
+            head: ArcSwap::from_pointee(HeadState { at: txn.at(), txn }),
+            kernel: Mutex::new(None),
+            trouble: ArcSwapOption::empty(),
+            stats: Stats::default(),
+            queue: Mutex::new(Queue::default()),
+            queue_moved: Condvar::new(),
+            shown_lock: Mutex::new(()),
+            shown_moved: Condvar::new(),
+            store,
+        })
+    }
+
+    /// Says whose cache is to be invalidated; before it serves a request, and once. `false`: it was said before.
+    pub fn set_kernel_cache(&self, kernel: Arc<dyn KernelCache>) -> bool {
+        let mut set = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = set.is_none();
+        if first {
+            *set = Some(kernel);
+        }
+        first
+    }
+
+    fn kernel_cache(&self) -> Option<Arc<dyn KernelCache>> {
+        self.kernel.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Starts to follow the store.
+    ///
+    /// # Errors
+    /// A thread could not be started.
+    pub fn start(self: &Arc<Self>) -> std::io::Result<ServerThreads> {
+        let mut running = ServerThreads { server: Arc::clone(self), threads: Vec::new() };
+        let notifier: fn(&Server) = notifier::run;
+        for (name, body) in [("notifier", notifier), ("follower", follower::run)] {
+            let server = Arc::clone(self);
+            match env::spawn(name, move || body(&server)) {
+                Ok(thread) => running.threads.push(thread),
+                Err(error) => {
+                    running.stop();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(running)
+    }
+
+    fn ask_to_stop(&self) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).stopping = true;
+        self.queue_moved.notify_all();
+        self.store.wake_follower();
+    }
+
+    /// The store that is served.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The counters.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Where loads run that a storage does not answer at once.
+    pub fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.options.runtime
+    }
+
+    /// Why head does not move, if the store cannot be followed now.
+    pub fn trouble(&self) -> Option<Arc<String>> {
+        self.trouble.load_full()
+    }
+
+    /// The published head.
+    pub fn head(&self) -> Tid {
+        self.head.load().at
+    }
+
+    /// What `head/at` shows: nothing older is cached anywhere.
+    pub fn shown(&self) -> Tid {
+        Tid::from_raw(self.shown.load(Ordering::SeqCst))
+    }
+
+    /// The published head as a read transaction. A request takes it once and uses it for all that it answers.
+    pub fn head_txn(&self) -> ReadTxn {
+        self.head.load().txn.clone()
+    }
+
+    /// The state `at`.
+    ///
+    /// # Errors
+    /// [`ReadError::AheadOfHead`] if it is not published.
+    pub fn txn(&self, at: Tid) -> Result<ReadTxn, ReadError> {
+        let head = self.head();
+        if at > head {
+            return Err(ReadError::AheadOfHead { at, head });
+        }
+        ReadTxn::new(&self.store, at)
+    }
+
+    /// What a revision means now, at or before the published head.
+    ///
+    /// # Errors
+    /// See [`ResolveError`].
+    pub fn resolve(&self, spec: &RevSpec) -> Result<Tid, ResolveError> {
+        view::resolve_within(&self.store, self.head(), spec, self.options.clock.now_unix_ns())
+    }
+
+    /// A file under head. One that head has deleted is shown as it was just before, for those who still have it
+    /// open; its `deleted` is set.
+    ///
+    /// # Errors
+    /// [`ReadError::NoSuchFile`] if it never existed, and what the store fails with.
+    pub fn head_file(&self, file: FileId) -> Result<FileView, ReadError> {
+        // One head for all blocks of a READ (rule 3). No redo is needed (rules 2, 19): a commit invalidates all
+        // blocks that it changed, whether or not a READ had them, and blocks are found as of any state.
+        let txn = self.head_txn();
+        let at = txn.at();
+        let missing = || ReadError::NoSuchFile { file, at };
+        let meta = txn.file(file)?.ok_or_else(missing)?;
+        let Some(deleted) = meta.deleted else { return Ok(FileView { txn, meta }) };
+        let before = deleted.raw().checked_sub(1).ok_or_else(missing)?;
+        let txn = ReadTxn::new(&self.store, Tid::from_raw(before))?;
+        let meta = txn.file(file)?.ok_or_else(missing)?;
+        Ok(FileView { txn, meta: FileMeta { deleted: Some(deleted), ..meta } })
+    }
+
+    /// A file as of the state `at`.
+    ///
+    /// # Errors
+    /// [`ReadError::NoSuchFile`] if it does not exist there, and what the store fails with.
+    pub fn rev_file(&self, file: FileId, at: Tid) -> Result<FileView, ReadError> {
+        let txn = self.txn(at)?;
+        match txn.file(file)? {
+            Some(meta) if meta.deleted.is_none() => Ok(FileView { txn, meta }),
+            _ => Err(ReadError::NoSuchFile { file, at }),
+        }
+    }
+
+    /// Reads bytes of a file, clipped to its size. Waits for nothing but the storage.
+    pub fn read(&self, view: &FileView, offset: u64, len: usize) -> Load<Result<ReadBuffer, ReadError>> {
+        self.stats.reads.fetch_add(1, Ordering::Relaxed);
+        view::read(&view.txn, &view.meta, offset, len, &self.buffers)
+    }
+
+    /// Waits until [`Server::shown`] is at least `at`; `false` if that took longer than `timeout`.
+    pub fn wait_shown(&self, at: Tid, timeout: Duration) -> bool {
+        let guard = self.shown_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let behind = |(): &mut ()| self.shown() < at;
+        let waited = self.shown_moved.wait_timeout_while(guard, timeout, behind);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    fn stopping(&self) -> bool {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).stopping
+    }
+}
+
+#[cfg(test)]
+mod tests;

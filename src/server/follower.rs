@@ -1,0 +1,94 @@
+//! The follower: applies what was committed, publishes it and tells the notifier.
+//!
+//! Invariant: heads are published in tid order, after the index has them (rule 1) and before anything of them
+//! is invalidated (rule 17). It never waits for the notifier: commit t+1 is published while t is still being
+//! dropped from the kernel's cache. An error moves nothing and ends nothing.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use revfs_protocol::Tid;
+
+use super::{Delta, HeadState, Server, Stats};
+use crate::store::{Load, ReadError, ReadTxn};
+
+/// Most commits that become one head when the server is behind.
+const COMMITS_PER_HEAD_MAX: usize = 4096;
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// Follows the store until the server stops.
+pub(super) fn run(server: &Server) {
+    let mut backoff = BACKOFF_MIN;
+    let mut logged = false;
+    while !server.stopping() {
+        match catch_up(server) {
+            Ok(()) => {
+                if logged {
+                    log::info!("the store is followed again, head is @{}", server.head());
+                }
+                (backoff, logged) = (BACKOFF_MIN, false);
+                server.trouble.store(None);
+                server.store.wait_for_commits(server.options.poll_interval);
+            }
+            Err(error) => {
+                Stats::add(&server.stats.follow_errors, 1);
+                server.trouble.store(Some(Arc::new(error.to_string())));
+                if !logged {
+                    let head = server.head();
+                    log::error!("cannot follow the store, head stays @{head}: {error}; trying again");
+                    logged = true;
+                }
+                wait_or_stop(server, backoff);
+                backoff = (backoff * 2).min(BACKOFF_MAX);
+            }
+        }
+    }
+}
+
+/// Applies and publishes all that is committed now.
+fn catch_up(server: &Server) -> Result<(), ReadError> {
+    let refreshed = match server.store.refresh() {
+        Load::Ready(result) => result,
+        Load::Pending(future) => server.options.runtime.block_on(future),
+    };
+    // What could be applied is applied: publish it also if what follows it is damaged.
+    let applied = server.store.head();
+    while server.head() < applied && !server.stopping() {
+        publish_some(server, applied)?;
+    }
+    refreshed.map(|_| ())
+}
+
+/// Publishes the next head after the published one, at most `applied`.
+fn publish_some(server: &Server, applied: Tid) -> Result<(), ReadError> {
+    let old = server.head_txn();
+    let commits = server.store.commits(old.at(), applied, COMMITS_PER_HEAD_MAX)?;
+    let at = match commits.last() {
+        Some(last) if commits.len() == COMMITS_PER_HEAD_MAX => last.tid,
+        // All of them, or none that is listed: head moves all the same.
+        _ => applied,
+    };
+    let new = ReadTxn::new(&server.store, at)?;
+    // All that can fail comes before publishing; a delta depends on the commits alone, as all changed blocks
+    // are invalidated, tracked or not (rule 2).
+    let delta = Delta::of(&commits, &old, &new)?;
+    server.head.store(Arc::new(HeadState { at, txn: new }));
+    Stats::add(&server.stats.commits, commits.len() as u64);
+    server.stats.heads.fetch_add(1, Ordering::Relaxed);
+    let mut queue = server.queue.lock().unwrap_or_else(PoisonError::into_inner);
+    match &mut queue.pending {
+        Some(pending) => pending.merge(delta),
+        None => queue.pending = Some(delta),
+    }
+    drop(queue);
+    server.queue_moved.notify_all();
+    Ok(())
+}
+
+fn wait_or_stop(server: &Server, timeout: Duration) {
+    let queue = server.queue.lock().unwrap_or_else(PoisonError::into_inner);
+    let running = |queue: &mut super::Queue| !queue.stopping;
+    drop(server.queue_moved.wait_timeout_while(queue, timeout, running));
+}

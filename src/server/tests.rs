@@ -1,0 +1,261 @@
+//! The order in which heads are published, caches dropped and `head/at` moved.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use revfs_protocol::{FileId, RevSpec, Tid};
+
+use super::*;
+use crate::env::ManualClock;
+use common::{BLOCK, Edit, ScriptedStore};
+
+#[path = "../../tests/common/store.rs"]
+mod common;
+
+/// No wait of a test lasts as long, unless what it waits for never comes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A cache that writes down what it is asked, and may hold up the one who asks.
+struct RecordingCache {
+    calls: Mutex<Vec<String>>,
+    arrived: Mutex<Sender<()>>,
+    gate: Mutex<Option<Receiver<()>>>,
+}
+
+impl RecordingCache {
+    fn record(&self, call: String) {
+        self.calls.lock().unwrap().push(call);
+        let _ = self.arrived.lock().unwrap().send(());
+        if let Some(gate) = &*self.gate.lock().unwrap() {
+            let _ = gate.recv();
+        }
+    }
+}
+
+impl KernelCache for RecordingCache {
+    fn invalidate_data(&self, file: FileId, offset: u64, len: u64) {
+        let len = if len > 1 << 62 { "rest".to_owned() } else { len.to_string() };
+        self.record(format!("data {} {offset} {len}", file.raw()));
+    }
+    fn invalidate_attributes(&self, file: FileId) {
+        self.record(format!("attributes {}", file.raw()));
+    }
+    fn invalidate_entry(&self, dir: DirId, name: &[u8]) {
+        self.record(format!("entry {} {}", dir.0, String::from_utf8_lossy(name)));
+    }
+    fn invalidate_directory(&self, dir: DirId) {
+        self.record(format!("directory {}", dir.0));
+    }
+    fn invalidate_root(&self) {
+        self.record("root".to_owned());
+    }
+}
+
+struct Fixture {
+    store: Arc<ScriptedStore>,
+    server: Arc<Server>,
+    cache: Arc<RecordingCache>,
+    arrived: Receiver<()>,
+    clock: Arc<ManualClock>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+fn fixture(commits: &[(u64, Vec<Edit>)]) -> Fixture {
+    let store = ScriptedStore::new();
+    for (tid, edits) in commits {
+        store.commit(*tid, edits);
+    }
+    let _ = store.refresh();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let clock = ManualClock::at(1_795_000_000_000_000_000);
+    let options = ServerOptions {
+        clock: Arc::clone(&clock) as Arc<dyn Clock>,
+        runtime: runtime.handle().clone(),
+        poll_interval: PATIENCE,
+    };
+    let server = Server::new(Arc::clone(&store) as Arc<dyn Store>, options);
+    let (sender, arrived) = channel();
+    let cache = Arc::new(RecordingCache {
+        calls: Mutex::default(),
+        arrived: Mutex::new(sender),
+        gate: Mutex::default(),
+    });
+    assert!(server.set_kernel_cache(Arc::clone(&cache) as Arc<dyn KernelCache>));
+    Fixture { store, server, cache, arrived, clock, _runtime: runtime }
+}
+
+impl Fixture {
+    fn read(&self, file: FileId, offset: u64, len: usize) -> Vec<u8> {
+        let view = self.server.head_file(file).unwrap();
+        match self.server.read(&view, offset, len) {
+            Load::Ready(bytes) => bytes.unwrap().to_vec(),
+            Load::Pending(_) => panic!("the double answers at once"),
+        }
+    }
+
+    fn calls(&self) -> Vec<String> {
+        self.cache.calls.lock().unwrap().clone()
+    }
+}
+
+fn blocks(byte: u8, count: u64) -> Vec<u8> {
+    vec![byte; usize::try_from(count * BLOCK).unwrap()]
+}
+
+#[test]
+fn head_at_never_moves_before_all_invalidations_returned() {
+    let f = fixture(&[(10, vec![Edit::Put("a", blocks(1, 4))])]);
+    let file = f.store.file_id("a");
+    let (open, gate) = channel();
+    *f.cache.gate.lock().unwrap() = Some(gate);
+    let threads = f.server.start().unwrap();
+    f.store.commit(20, &[Edit::Write("a", BLOCK, blocks(2, 2))]);
+
+    // The notifier is held up in the data invalidation, then in that of the attributes.
+    for _ in 0..2 {
+        f.arrived.recv_timeout(PATIENCE).unwrap();
+        assert_eq!((f.server.head(), f.server.shown()), (Tid::from_raw(20), Tid::from_raw(10)));
+        assert!(!f.server.wait_shown(Tid::from_raw(20), Duration::from_millis(1)));
+        // A READ does not wait for it, and is answered from the published head.
+        assert_eq!(f.read(file, BLOCK, 1), [2]);
+        open.send(()).unwrap();
+    }
+    assert!(f.server.wait_shown(Tid::from_raw(20), PATIENCE));
+    let raw = file.raw();
+    assert_eq!(f.calls(), [format!("data {raw} 4096 8192"), format!("attributes {raw}")]);
+    threads.stop();
+}
+
+#[test]
+fn later_commits_are_published_while_the_notifier_is_held_up_and_become_one_delta() {
+    let f = fixture(&[(10, vec![Edit::Put("a", blocks(1, 4))])]);
+    let file = f.store.file_id("a");
+    let (open, gate) = channel();
+    *f.cache.gate.lock().unwrap() = Some(gate);
+    let threads = f.server.start().unwrap();
+    f.store.commit(11, &[Edit::Write("a", 0, blocks(2, 1))]);
+    f.arrived.recv_timeout(PATIENCE).unwrap();
+    for tid in 12..112 {
+        f.store.commit(tid, &[Edit::Write("a", (tid % 2) * BLOCK, blocks(u8::try_from(tid).unwrap(), 1))]);
+    }
+    while f.server.head() < Tid::from_raw(111) {
+        env::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(f.read(file, BLOCK, 1), [111]);
+    assert_eq!(f.server.shown(), Tid::from_raw(10));
+    drop(open);
+    assert!(f.server.wait_shown(Tid::from_raw(111), PATIENCE));
+    assert_eq!(f.calls().len(), 4, "two calls for each of two deltas: {:?}", f.calls());
+    assert_eq!(f.calls()[2], format!("data {} 0 8192", file.raw()));
+    threads.stop();
+}
+
+#[test]
+fn sizes_names_and_tags_are_dropped_after_the_data() {
+    let f = fixture(&[(
+        10,
+        vec![Edit::Put("x/y/a", blocks(1, 4)), Edit::Put("x/b", blocks(1, 1)), Edit::Put("c", blocks(1, 1))],
+    )]);
+    let ids = ["x/y/a", "x/b", "c"].map(|path| f.store.file_id(path).raw());
+    let threads = f.server.start().unwrap();
+    f.store.commit(
+        20,
+        &[
+            Edit::Size("x/y/a", 2 * BLOCK),
+            Edit::Rename("x/y/a", "x/z/a"),
+            Edit::Delete("c"),
+            Edit::Tag("t", Tid::from_raw(10)),
+        ],
+    );
+    assert!(f.server.wait_shown(Tid::from_raw(20), PATIENCE));
+    let [a, _, c] = ids;
+    // x/y vanished, x/z appeared where nothing was cached; both are told, and a itself below x/y.
+    let mut expected = vec![format!("data {a} 8192 rest")];
+    let mut files = [a, c];
+    files.sort_unstable();
+    expected.extend(files.map(|file| format!("attributes {file}")));
+    expected.extend(["entry 0 c", "entry 1 y", "entry 1 z", "entry 2 a"].map(str::to_owned));
+    expected.extend(["directory 0", "directory 1", "directory 2", "root"].map(str::to_owned));
+    assert_eq!(f.calls(), expected);
+    threads.stop();
+}
+
+#[test]
+fn a_file_that_head_has_deleted_is_read_as_it_was_just_before() {
+    let f =
+        fixture(&[(10, vec![Edit::Put("a", blocks(1, 2))]), (15, vec![Edit::Write("a", 0, blocks(7, 1))])]);
+    let file = f.store.file_id("a");
+    f.store.commit(20, &[Edit::Delete("a")]);
+    let threads = f.server.start().unwrap();
+    assert!(f.server.wait_shown(Tid::from_raw(20), PATIENCE));
+    let view = f.server.head_file(file).unwrap();
+    assert_eq!((view.txn.at(), view.meta.deleted), (Tid::from_raw(19), Some(Tid::from_raw(20))));
+    assert_eq!(f.read(file, BLOCK - 1, 2), [7, 1]);
+    assert!(matches!(f.server.rev_file(file, Tid::from_raw(20)), Err(ReadError::NoSuchFile { .. })));
+    assert_eq!(f.server.rev_file(file, Tid::from_raw(15)).unwrap().meta.size, 2 * BLOCK);
+    threads.stop();
+}
+
+#[test]
+fn a_store_that_cannot_be_followed_goes_on_being_served_and_is_tried_again() {
+    let f = fixture(&[(10, vec![Edit::Put("a", blocks(1, 1))])]);
+    let file = f.store.file_id("a");
+    f.store.broken.store(true, Ordering::SeqCst);
+    let threads = f.server.start().unwrap();
+    f.store.commit(20, &[Edit::Write("a", 0, blocks(2, 1))]);
+    while f.server.stats().follow_errors.load(Ordering::Relaxed) < 2 {
+        env::sleep(Duration::from_millis(1));
+    }
+    assert!(f.server.trouble().unwrap().contains("scripted damage"));
+    assert_eq!((f.read(file, 0, 1), f.server.head()), (vec![1], Tid::from_raw(10)));
+    f.store.broken.store(false, Ordering::SeqCst);
+    assert!(f.server.wait_shown(Tid::from_raw(20), PATIENCE));
+    threads.stop();
+}
+
+#[test]
+fn a_server_that_is_a_hundred_thousand_commits_behind_catches_up_with_few_invalidations() {
+    let f = fixture(&[(10, vec![Edit::Put("a", blocks(1, 2))])]);
+    for tid in 11..100_011 {
+        f.store.commit(tid, &[Edit::Write("a", (tid % 2) * BLOCK, vec![5])]);
+    }
+    let threads = f.server.start().unwrap();
+    assert!(f.server.wait_shown(Tid::from_raw(100_010), PATIENCE));
+    assert!(f.calls().len() < 200, "{}", f.calls().len());
+    assert_eq!(f.server.stats().commits.load(Ordering::Relaxed), 100_000);
+    threads.stop();
+}
+
+#[test]
+fn stopping_ends_both_threads_also_in_a_back_off() {
+    let f = fixture(&[]);
+    f.store.broken.store(true, Ordering::SeqCst);
+    let threads = f.server.start().unwrap();
+    while f.server.trouble().is_none() {
+        env::sleep(Duration::from_millis(1));
+    }
+    threads.stop();
+}
+
+#[test]
+fn revisions_resolve_to_commits_at_or_before_head() {
+    let second = 1_000_000_000;
+    let now = 1_795_000_000_000_000_000;
+    let tids = [now - 600 * second, now - 60 * second].map(|ns| Tid::from_unix_ns(ns).raw());
+    let edits = vec![Edit::Put("a", vec![1])];
+    let tag = Edit::Tag("first", Tid::from_raw(tids[0]));
+    let f = fixture(&[(tids[0], edits.clone()), (tids[1], vec![Edit::Put("b", vec![1]), tag])]);
+    let resolve = |text: &str| f.server.resolve(&RevSpec::parse(text).unwrap());
+    let raw = |text: &str| resolve(text).unwrap().raw();
+    assert_eq!((raw("head"), raw("first"), raw("2026"), raw("-1s")), (tids[1], tids[0], tids[1], tids[1]));
+    assert_eq!((raw("-5min"), raw("-1h"), raw("1999")), (tids[0], 0, 0));
+    let between = format!("{:016x}", tids[0] + 1);
+    assert_eq!(raw(&between), tids[0] + 1);
+    assert!(matches!(resolve("2027"), Err(ResolveError::InFuture { .. })));
+    assert!(matches!(resolve("ffffffffffffffff"), Err(ResolveError::AheadOfHead { .. })));
+    assert!(matches!(resolve("second"), Err(ResolveError::NoSuchTag { .. })));
+    // The clock was turned back: nothing after it counts.
+    f.clock.set_unix_ns(now - 300 * second);
+    assert_eq!(raw("2026"), tids[0]);
+}
