@@ -11,7 +11,7 @@ use crate::system::Environment;
 
 /// Fewer pairs than this are no measurement.
 const PAIRS_MIN: usize = 9;
-const HEAD: [&str; 8] = ["what", "ours", "baseline", "against", "ratio", "spread", "target", "met"];
+const HEAD: [&str; 8] = ["what", "against", "ours", "baseline", "ratio", "spread", "target", "met"];
 
 /// A row that was measured, or could not be.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl Report {
         for row in [&head].into_iter().chain(&rows) {
             let mut line = String::new();
             for (index, (cell, width)) in row.iter().zip(&widths).enumerate() {
-                let is_number = (1..=2).contains(&index) || index == 4;
+                let is_number = (2..=4).contains(&index);
                 let shown = if is_number { format!("{cell:>width$}") } else { format!("{cell:<width$}") };
                 line.push_str(&shown);
                 line.push_str("  ");
@@ -79,7 +79,7 @@ impl Report {
         let mut text = self.preamble() + "\n";
         let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
         text.push_str(&line(&HEAD.map(str::to_owned)));
-        text.push_str("|---|---:|---:|---|---:|---|---|---|\n");
+        text.push_str("|---|---|---:|---:|---:|---|---|---|\n");
         for row in &self.rows {
             text.push_str(&line(&cells(row)));
         }
@@ -150,7 +150,7 @@ fn cells(row: &Measured) -> [String; 8] {
     let (what, against, target) = (spec.what.to_owned(), spec.against.to_owned(), target_text(spec));
     let Some((ours, baseline, said)) = figures(row) else {
         let dash = || "-".to_owned();
-        return [what, dash(), dash(), against, dash(), "not measured".to_owned(), target, dash()];
+        return [what, against, dash(), dash(), dash(), "not measured".to_owned(), target, dash()];
     };
     let value = |number| format!("{} {}", number_text(number), spec.unit.symbol());
     let met = match spec.target.is_met(said.median) {
@@ -162,7 +162,7 @@ fn cells(row: &Measured) -> [String; 8] {
     let spread = format!("{}..{} ({}..{})", shown(said.min), shown(said.max), shown(said.q1), shown(said.q3));
     let median = if spec.compare == Compare::Ours { "-".to_owned() } else { shown(said.median) };
     let baseline = baseline.map_or_else(|| "-".to_owned(), value);
-    [what, value(ours), baseline, against, median, spread, target, met.to_owned()]
+    [what, against, value(ours), baseline, median, spread, target, met.to_owned()]
 }
 
 /// What a pair says, as shown: `0.970x`, `+12.0 ms`, `1.30`.
@@ -298,7 +298,7 @@ mod tests {
         let table = &lines[lines.iter().position(|line| line.starts_with("what")).unwrap()..];
         assert_eq!(
             table[1],
-            "cold read  4.75 GB/s  5.00 GB/s  plain file     0.950x  0.800x..1.200x (0.875x..1.075x)        \
+            "cold read  plain file   4.75 GB/s  5.00 GB/s   0.950x  0.800x..1.200x (0.875x..1.075x)      \
              >= 0.9x     yes"
         );
         assert!(table[2].ends_with("<= +150 ms  NO"), "{}", table[2]);
