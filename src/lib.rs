@@ -12,6 +12,8 @@ pub use revfs_protocol as protocol;
 pub mod env;
 pub mod store;
 pub mod view;
+pub mod ops;
 pub mod server;
 pub mod host;
 pub mod fs;
+pub mod cli;

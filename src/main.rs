@@ -1,3 +1,5 @@
-//! The command `revfs`; everything it does is in the library.
+//! The command `revfs`: arguments in, exit code out. All else is in the library.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    revfs::cli::main(std::env::args_os())
+}

@@ -15,7 +15,7 @@ mod stats;
 pub use delta::{Delta, RangeSet};
 pub use stats::Stats;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -82,6 +82,7 @@ pub struct Server {
     buffers: Arc<BufferPool>,
     head: ArcSwap<HeadState>,
     shown: AtomicU64,
+    refusing: AtomicBool,
     // Leaf lock: held to clone or set the Arc only. Emptied at the end, for a cache may refer to its server.
     kernel: Mutex<Option<Arc<dyn KernelCache>>>,
     trouble: ArcSwapOption<String>,
@@ -142,6 +143,7 @@ impl Server {
             options,
             buffers: BufferPool::new(BUFFERS_KEPT, 4096),
             shown: AtomicU64::new(txn.at().raw()),
+            refusing: AtomicBool::new(false),
             head: ArcSwap::from_pointee(HeadState { at: txn.at(), txn }),
             kernel: Mutex::new(None),
             trouble: ArcSwapOption::empty(),
@@ -192,6 +194,16 @@ impl Server {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).stopping = true;
         self.queue_moved.notify_all();
         self.store.wake_follower();
+    }
+
+    /// From now on no file is opened: the server stops.
+    pub fn refuse_opens(&self) {
+        self.refusing.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the server stops and opens no more files.
+    pub fn is_refusing(&self) -> bool {
+        self.refusing.load(Ordering::SeqCst)
     }
 
     /// The store that is served.

@@ -285,6 +285,9 @@ impl Filesystem for Glue {
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if self.tree.server().is_refusing() {
+            return reply.error(Errno::ESHUTDOWN);
+        }
         match self.open_file(ino.0, flags) {
             Ok((fh, flags)) => reply.opened(FileHandle(fh), flags),
             Err(error) => reply.error(self.refuse("OPEN", ino, &error)),

@@ -62,6 +62,8 @@ pub struct MountOptions {
     pub gid: Option<u32>,
     /// Threads that read requests; at least 1.
     pub threads: usize,
+    /// Largest READ, bytes, if it is to be smaller than the kernel's choice.
+    pub max_read_bytes: Option<u32>,
     /// What `.revfs` shows besides the server.
     pub face: Face,
     /// Time of what has no other.
@@ -75,6 +77,7 @@ impl Default for MountOptions {
             uid: None,
             gid: None,
             threads: THREADS_DEFAULT,
+            max_read_bytes: None,
             face: Face::default(),
             clock: env::SystemClock::shared(),
         }
@@ -204,6 +207,9 @@ fn config(url: &str, options: &MountOptions) -> Config {
         MountOption::NoDev,
         MountOption::DefaultPermissions,
     ];
+    if let Some(bytes) = options.max_read_bytes {
+        config.mount_options.push(MountOption::CUSTOM(format!("max_read={bytes}")));
+    }
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(options.threads.max(1));
     config.clone_fd = true;

@@ -28,6 +28,7 @@ use object_store::ObjectStore;
 use revfs_protocol::{BlockCount, BlockIndex, FileId, Tid};
 
 use self::log::{LogEnd, Next};
+use super::faulty::{Faults, FaultyStore};
 use super::{
     BlockData, BlockRun, CommitInfo, DirId, Entry, FileMeta, Load, PackNo, Piece, ReadBuffer, ReadError,
     ReadTxn, Store, StoreInfo,
@@ -370,6 +371,24 @@ impl Store for NativeStore {
 
     fn tag(&self, name: &str) -> Result<Option<Tid>, ReadError> {
         self.ask(|index| index.tag(name))
+    }
+}
+
+impl NativeStore {
+    /// Opens the store in a directory with faults in between; its reads go through the object storage.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_faulty(
+        root: &Path,
+        faults: &Arc<Faults>,
+        options: OpenOptions,
+    ) -> Result<Arc<NativeStore>, OpenError> {
+        let url = root.display().to_string();
+        let inner =
+            Objects::local_storage(root, options.sync).map_err(|source| OpenError::Object { url, source })?;
+        let index_dir = options.index_dir.clone().unwrap_or_else(|| root.join("index"));
+        open_objects(Arc::new(FaultyStore::new(inner, Arc::clone(faults))), &index_dir, options)
     }
 }
 

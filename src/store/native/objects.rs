@@ -35,8 +35,15 @@ impl Objects {
     /// # Errors
     /// The directory does not exist.
     pub fn local(root: &Path, sync: bool) -> Result<Objects, object_store::Error> {
-        let inner = object_store::local::LocalFileSystem::new_with_prefix(root)?.with_fsync(sync);
-        Ok(Objects { inner: Arc::new(inner), local: Some(root.to_owned()) })
+        Ok(Objects { inner: Objects::local_storage(root, sync)?, local: Some(root.to_owned()) })
+    }
+
+    /// The object storage of a directory.
+    ///
+    /// # Errors
+    /// The directory does not exist.
+    pub fn local_storage(root: &Path, sync: bool) -> Result<Arc<dyn ObjectStore>, object_store::Error> {
+        Ok(Arc::new(object_store::local::LocalFileSystem::new_with_prefix(root)?.with_fsync(sync)))
     }
 
     /// The directory, if reads take the short way.

@@ -1,0 +1,298 @@
+//! Runs each command: opens the store, resolves revisions, calls `ops`, prints.
+//!
+//! Invariant: nothing is decided here that `ops` could decide; no command prints data before it is known that
+//! its arguments mean something.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use revfs_protocol::{RevSpec, Tid};
+use serde::Serialize;
+
+use crate::env::SystemClock;
+use crate::ops;
+use crate::ops::commit::{CommitRequest, Committed};
+use crate::ops::edit::Note;
+use crate::ops::log::LogQuery;
+use crate::store::native::{FORMAT_VERSION, InitOptions, NativeStore, VerifyOptions, VerifyReport};
+use crate::store::{Codec, ReadTxn};
+use crate::view;
+
+use super::args::{
+    CatArgs, Command, CommitArgs, CompletionsArgs, Compress, DiffArgs, DuArgs, InitArgs, LogArgs, LsArgs,
+    MvArgs, NoteArgs, RmArgs, TagArgs, TagsArgs, VerifyArgs,
+};
+use super::mount::MountPlan;
+use super::output::{Output, RawStdout, say};
+use super::progress::Bar;
+use super::{CliError, ExitCode, ServeError, definition, open, render, serve, status};
+
+/// Threads of the runtime that does the writing.
+const RUNTIME_THREADS: usize = 2;
+/// Who made a commit, if no option says it.
+const AUTHOR_VARIABLES: [&str; 3] = ["REVFS_AUTHOR", "LOGNAME", "USER"];
+
+/// Runs a command.
+pub(super) fn run(command: Command) -> Result<ExitCode, CliError> {
+    let done = match command {
+        Command::Init(args) => init(&args),
+        Command::Commit(args) => commit(args),
+        Command::Mv(args) => mv(&args),
+        Command::Rm(args) => rm(args),
+        Command::Tag(args) => tag(&args),
+        Command::Log(args) => log(args),
+        Command::Tags(args) => tags(&args),
+        Command::Du(args) => du(&args),
+        Command::Ls(args) => ls(&args),
+        Command::Cat(args) => cat(&args),
+        Command::Diff(args) => diff(&args),
+        Command::Verify(args) => return verify(&args),
+        Command::Mount(args) => {
+            let plan = MountPlan::new(&args).map_err(|source| ServeError::Start { source })?;
+            return serve::mount(&plan);
+        }
+        Command::Umount(args) => return status::umount(&args),
+        Command::Status(args) => return status::status(&args),
+        Command::Completions(args) => completions(&args),
+    };
+    done.map(|()| ExitCode::Ok)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(RUNTIME_THREADS).thread_name("revfs-rt").enable_time();
+    builder.build().map_err(|source| CliError::Runtime { source })
+}
+
+fn at(store: &Arc<NativeStore>, rev: &RevSpec) -> Result<Tid, CliError> {
+    Ok(view::resolve(&store.as_store(), rev, SystemClock::shared().now_unix_ns())?)
+}
+
+fn txn_at(store: &Arc<NativeStore>, rev: &RevSpec) -> Result<ReadTxn, CliError> {
+    Ok(ReadTxn::new(&store.as_store(), at(store, rev)?)?)
+}
+
+fn author(given: Option<&String>) -> String {
+    let of_environment = || {
+        let values = AUTHOR_VARIABLES.iter().filter_map(std::env::var_os);
+        values.map(|value| value.to_string_lossy().into_owned()).find(|value| !value.is_empty())
+    };
+    let of_number = || format!("uid {}", rustix::process::getuid().as_raw());
+    given.cloned().or_else(of_environment).unwrap_or_else(of_number)
+}
+
+fn note(args: &NoteArgs) -> Note {
+    Note { message: args.message.clone(), author: author(args.author.as_ref()) }
+}
+
+/// Prints the tid of a commit, and on stderr what else the writer should know.
+fn committed(done: &Committed, json: bool) -> Result<(), CliError> {
+    for warning in &done.warnings {
+        say(&format!("warning: {warning}"));
+    }
+    if !done.changed {
+        say("note: nothing changed, no commit was made");
+    }
+    let mut output = Output::new(json);
+    output.put(done, |done| format!("{}\n", done.tid))?;
+    output.finish()
+}
+
+#[derive(Serialize)]
+struct Made {
+    store: String,
+    block_size: u64,
+    format_version: u32,
+}
+
+fn init(args: &InitArgs) -> Result<(), CliError> {
+    let path = open::local_path(&args.store)?;
+    let codec = match args.compress {
+        Compress::None => Codec::Raw,
+        Compress::Zstd => Codec::Zstd,
+    };
+    let options = InitOptions { block_size: args.block_size, codec, sync: !args.no_sync };
+    NativeStore::init(&path, &options, &*SystemClock::shared())?;
+    let store = path.display().to_string();
+    let made = Made { store, block_size: args.block_size.bytes(), format_version: FORMAT_VERSION };
+    let mut output = Output::new(args.json.json);
+    output.put(&made, |made| format!("{}: made a store with blocks of {}\n", made.store, args.block_size))?;
+    output.finish()
+}
+
+fn commit(args: CommitArgs) -> Result<(), CliError> {
+    let store = open::open(&args.store)?;
+    let base = args.base.as_ref().map(|rev| at(&store, rev)).transpose()?;
+    let Note { message, author } = note(&args.note);
+    let request = CommitRequest {
+        files: args.files,
+        message,
+        author,
+        base,
+        merge: args.merge,
+        tag: args.tag,
+        block_size: args.block_size,
+        allow_empty: args.allow_empty,
+    };
+    let bar = Bar::bytes("committing");
+    let progress = |done, total| bar.show(done, total);
+    let result = runtime()?.block_on(ops::commit::commit_files(&store, &request, &progress));
+    bar.clear();
+    let done = result?;
+    if request.merge && done.changed {
+        say("note: --merge: blocks of different writers may have been merged into one file");
+    }
+    committed(&done, args.json.json)
+}
+
+fn mv(args: &MvArgs) -> Result<(), CliError> {
+    let store = open::open(&args.store)?;
+    let note = note(&args.note);
+    let done = runtime()?.block_on(ops::edit::rename(&store, &args.old.0, &args.new.0, &note))?;
+    committed(&done, args.json.json)
+}
+
+fn rm(args: RmArgs) -> Result<(), CliError> {
+    let store = open::open(&args.store)?;
+    let names: Vec<Vec<u8>> = args.names.into_iter().map(|name| name.0).collect();
+    let note = note(&args.note);
+    let done = runtime()?.block_on(ops::edit::remove(&store, &names, args.recursive, &note))?;
+    committed(&done, args.json.json)
+}
+
+fn tag(args: &TagArgs) -> Result<(), CliError> {
+    let store = open::open(&args.store)?;
+    let note = note(&args.note);
+    let done = if args.delete {
+        runtime()?.block_on(ops::edit::delete_tag(&store, &args.tag, &note))?
+    } else {
+        let target = at(&store, &args.rev)?;
+        runtime()?.block_on(ops::edit::set_tag(&store, &args.tag, target, args.force, &note))?
+    };
+    committed(&done, args.json.json)
+}
+
+fn log(args: LogArgs) -> Result<(), CliError> {
+    let store = open::open(&args.store)?;
+    let since = args.since.as_ref().map(|rev| at(&store, rev)).transpose()?;
+    let query =
+        LogQuery { name: args.name.map(|name| name.0), limit: args.limit, since: since.unwrap_or(Tid::ZERO) };
+    let mut output = Output::new(args.json.json);
+    let mut failed = None;
+    ops::log::log(&store.as_store(), &query, &mut |entry| match output.put(&entry, render::log) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(error) => {
+            failed = Some(error);
+            ControlFlow::Break(())
+        }
+    })?;
+    match failed {
+        Some(error) => Err(error),
+        None => output.finish(),
+    }
+}
+
+fn tags(args: &TagsArgs) -> Result<(), CliError> {
+    let store = open::open(&args.store)?;
+    let mut output = Output::new(args.json.json);
+    output.put_all(&ops::log::tags(&store.as_store())?, render::tags)?;
+    output.finish()
+}
+
+fn du(args: &DuArgs) -> Result<(), CliError> {
+    let store = open::open(&args.store)?;
+    let txn = ReadTxn::head(&store.as_store());
+    let name = args.name.as_ref().map(|name| name.0.as_slice());
+    let mut output = Output::new(args.json.json);
+    output.put(&ops::ls::du(&txn, name)?, render::du)?;
+    output.finish()
+}
+
+fn ls(args: &LsArgs) -> Result<(), CliError> {
+    let store = open::open(&args.store)?;
+    let txn = txn_at(&store, &args.rev)?;
+    let mut output = Output::new(args.json.json);
+    output.put_all(&ops::ls::ls(&txn)?, render::ls)?;
+    output.finish()
+}
+
+fn cat(args: &CatArgs) -> Result<(), CliError> {
+    let store = open::open(&args.store)?;
+    let txn = txn_at(&store, &args.at)?;
+    let meta = ops::cat::find(&txn, &args.name.0)?;
+    let runtime = runtime()?;
+    match &args.output {
+        Some(path) => {
+            let bar = Bar::bytes("writing");
+            let progress = |done, total| bar.show(done, Some(total));
+            runtime.block_on(ops::cat::to_file(&txn, &meta, args.range, path, &progress))?;
+        }
+        None => {
+            let mut stdout = RawStdout;
+            runtime.block_on(ops::cat::to_stream(&txn, &meta, args.range, &mut stdout, &|_, _| {}))?;
+        }
+    }
+    Ok(())
+}
+
+fn diff(args: &DiffArgs) -> Result<(), CliError> {
+    let store = open::open(&args.store)?;
+    let (from, to) = (at(&store, &args.rev1)?, at(&store, &args.rev2)?);
+    let entries = runtime()?.block_on(ops::diff::diff(&store, from, to))?;
+    let mut output = Output::new(args.json.json);
+    output.put_all(&entries, render::diff)?;
+    output.finish()
+}
+
+fn verify(args: &VerifyArgs) -> Result<ExitCode, CliError> {
+    let store = open::open(&args.store)?;
+    let options = VerifyOptions { quick: args.quick, sample_percent: args.sample };
+    let bar = Bar::bytes("checking");
+    let mut progress = |done, total| bar.show(done, Some(total));
+    let report = runtime()?.block_on(store.verify(&options, &mut progress));
+    bar.clear();
+    let report = report?;
+    let mut output = Output::new(args.json.json);
+    output.put(&Verified::of(&report), |_| render::verify(&report))?;
+    output.finish()?;
+    Ok(if report.is_damaged() { ExitCode::Damaged } else { ExitCode::Ok })
+}
+
+/// A report as JSON.
+#[derive(Serialize)]
+struct Verified<'a> {
+    tid: String,
+    damaged: bool,
+    records: u64,
+    packs: u64,
+    bytes: u64,
+    findings: Vec<Found<'a>>,
+}
+
+#[derive(Serialize)]
+struct Found<'a> {
+    object: &'a str,
+    what: &'a str,
+    damage: bool,
+}
+
+impl Verified<'_> {
+    fn of(report: &VerifyReport) -> Verified<'_> {
+        let found = report.findings.iter();
+        Verified {
+            tid: report.head.to_string(),
+            damaged: report.is_damaged(),
+            records: report.records,
+            packs: report.packs,
+            bytes: report.bytes,
+            findings: found.map(|f| Found { object: &f.object, what: &f.what, damage: f.damage }).collect(),
+        }
+    }
+}
+
+fn completions(args: &CompletionsArgs) -> Result<(), CliError> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut definition(), "revfs", &mut script);
+    let written = std::io::Write::write_all(&mut RawStdout, &script);
+    written.map_err(|source| CliError::Stdout { source })
+}

@@ -1,0 +1,360 @@
+//! `mount`: from arguments to a server that answers, and its end.
+//!
+//! Order of a start: pipe to the parent, signals, store, lock, mount point, kernel settings, mount, "ready". Each
+//! step undoes itself if a later one fails. Invariant: the parent, or whoever reads stdout, is told "ready" only
+//! when the tree answers; after the stop nothing is left that the server made.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::env::{Clock, SystemClock};
+use crate::fs::face::Face;
+use crate::fs::{self, MountOptions, Mounted};
+use crate::host::daemon::{self, DaemonError, ReadyPipe};
+use crate::host::mountinfo::{MountDev, absolute_mount_point, find_mount};
+use crate::host::process::{Process, ProcessError};
+use crate::host::runtime::{LockError, MountLock, RuntimeDir, RuntimeError, RuntimeInfo};
+use crate::host::signals::Signals;
+use crate::host::stop::{RuntimeFiles, StopLimits, StopPlan, StopReport, StopTarget, run_stop};
+use crate::host::tuning;
+use crate::host::umount::{UmountError, clean_dead};
+use crate::server::{POLL_INTERVAL_DEFAULT, Server, ServerOptions, ServerThreads};
+use crate::store::faulty::Faults;
+use crate::store::native::{InitOptions, NativeStore, OpenError, OpenOptions};
+
+use super::mount::MountPlan;
+use super::{CliError, ExitCode, logger, open, output};
+
+/// How long a server in the background may take until the tree answers; building a large index takes its time.
+const READY_LIMIT: Duration = Duration::from_secs(3600);
+/// How often a server looks whether it was unmounted by somebody else.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// Threads of the runtime that awaits slow storages.
+const RUNTIME_THREADS: usize = 2;
+
+/// Why a store is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The mount point is no directory.
+    #[error("{}: is not a directory: name a directory to mount at, or a path that does not exist yet", path.display())]
+    NotADirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The mount point has something in it.
+    #[error("{}: is not empty: mount at an empty directory, or at a path that does not exist yet", path.display())]
+    NotEmpty {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Something else is mounted there.
+    #[error("{}: a filesystem of type {fs_type} is mounted there: unmount it first, or mount elsewhere", path.display())]
+    InUse {
+        /// The path.
+        path: PathBuf,
+        /// What is mounted.
+        fs_type: String,
+    },
+    /// The mount point cannot be used.
+    #[error("{}: {source}", path.display())]
+    MountPoint {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The log cannot be written.
+    #[error("{}: the log cannot be written: {source}: name another file with --log", path.display())]
+    Log {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another server has the mount point.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The run-time directory cannot be used.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// A dead mount could not be cleaned.
+    #[error(transparent)]
+    Clean(#[from] UmountError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Mount(#[from] fs::MountError),
+    /// The server in the background failed.
+    #[error(transparent)]
+    Daemon(#[from] DaemonError),
+    /// This process cannot be looked up.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// Signals, pipes or threads cannot be had.
+    #[error("the server cannot start: {source}: check the limits of this user (ulimit -a)")]
+    Start {
+        /// Why.
+        source: io::Error,
+    },
+    /// The mount could not be ended.
+    #[error("{}: is still mounted after {} s: see the log, and try `umount -l`", path.display(), taken.as_secs())]
+    StillMounted {
+        /// The path.
+        path: PathBuf,
+        /// How long it was tried.
+        taken: Duration,
+    },
+}
+
+impl ServeError {
+    /// The code that the command exits with.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            ServeError::NotADirectory { .. } | ServeError::NotEmpty { .. } => ExitCode::Usage,
+            ServeError::InUse { .. } | ServeError::StillMounted { .. } => ExitCode::Busy,
+            ServeError::Lock(LockError::Held { .. }) => ExitCode::Busy,
+            ServeError::MountPoint { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                ExitCode::NotFound
+            }
+            ServeError::Daemon(DaemonError::Failed { code, .. }) => ExitCode::from_number(*code),
+            ServeError::Clean(UmountError::NotMounted { .. }) => ExitCode::NotFound,
+            ServeError::MountPoint { .. }
+            | ServeError::Log { .. }
+            | ServeError::Lock(_)
+            | ServeError::Runtime(_)
+            | ServeError::Clean(_)
+            | ServeError::Mount(_)
+            | ServeError::Daemon(_)
+            | ServeError::Process(_)
+            | ServeError::Start { .. } => ExitCode::Failure,
+        }
+    }
+}
+
+fn start_error(source: io::Error) -> ServeError {
+    ServeError::Start { source }
+}
+
+/// `revfs mount`.
+///
+/// # Errors
+/// The server could not start, in this process or in the background.
+pub(super) fn mount(plan: &MountPlan) -> Result<ExitCode, CliError> {
+    if !plan.foreground {
+        let clock = SystemClock::shared();
+        daemon::spawn_background(&plan.background_args(), READY_LIMIT, &clock).map_err(ServeError::from)?;
+        return Ok(ExitCode::Ok);
+    }
+    let pipe = ReadyPipe::from_env().map_err(start_error)?;
+    let in_background = pipe.is_attached();
+    match start(plan, in_background) {
+        Ok(serving) => {
+            if !in_background {
+                let head = serving.server.head();
+                let line = format!("serving {} at {}, head {head}", serving.url, serving.path.display());
+                let mut out = output::Output::new(false);
+                out.put(&line, |line| format!("{line}\n"))?;
+                out.finish()?;
+            }
+            pipe.ready();
+            serving.run()
+        }
+        Err(error) => {
+            let code = error.exit_code();
+            if pipe.failed(code.number(), &error.to_string()) { Ok(code) } else { Err(error) }
+        }
+    }
+}
+
+/// All parts of a running server.
+struct Serving {
+    url: String,
+    path: PathBuf,
+    signals: Signals,
+    store: Arc<NativeStore>,
+    server: Arc<Server>,
+    threads: ServerThreads,
+    mounted: Mounted,
+    lock: MountLock,
+    dev: MountDev,
+    // Last: loads that still run end with it.
+    runtime: tokio::runtime::Runtime,
+}
+
+/// A directory that is removed again unless it is kept.
+struct MountPoint {
+    path: PathBuf,
+    made: bool,
+    kept: bool,
+}
+
+impl Drop for MountPoint {
+    fn drop(&mut self) {
+        if self.made && !self.kept && std::fs::remove_dir(&self.path).is_err() {
+            log::warn!("{}: cannot be removed again", self.path.display());
+        }
+    }
+}
+
+fn start(plan: &MountPlan, in_background: bool) -> Result<Serving, CliError> {
+    let signals = Signals::install().map_err(start_error)?;
+    logger::serve(plan.log.as_deref(), !in_background).map_err(|source| {
+        let path = plan.log.clone().unwrap_or_default();
+        ServeError::Log { path, source }
+    })?;
+    let clock = SystemClock::shared();
+    let store = open_store(plan, &clock)?;
+    let url = store.as_store().info().url.clone();
+    let dir = Arc::new(RuntimeDir::of_user().map_err(ServeError::from)?);
+    // A mount that a killed server left is cleaned before its path is looked at.
+    clean_dead(&dir, &plan.mount_point, StopLimits::default(), &*clock).map_err(ServeError::from)?;
+    let mut mount_point = prepare_mount_point(&plan.mount_point)?;
+    let process = Process::current().map_err(ServeError::from)?;
+    let info = RuntimeInfo {
+        pid: process.pid(),
+        pid_start: process.start(),
+        mount_point: mount_point.path.clone(),
+        store_url: url.clone(),
+        made_mount_point: mount_point.made,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let lock = MountLock::acquire(&dir, info).map_err(ServeError::from)?;
+    for note in tuning::tune_machine().iter().filter(|note| !note.is_settled()) {
+        log::warn!("{note}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .thread_name("revfs-rt")
+        .enable_time()
+        .build()
+        .map_err(start_error)?;
+    let options = ServerOptions {
+        clock: Arc::clone(&clock),
+        runtime: runtime.handle().clone(),
+        poll_interval: POLL_INTERVAL_DEFAULT,
+    };
+    let server = Server::new(store.as_store(), options);
+    let mounted =
+        fs::mount(&server, &mount_point.path, &mount_options(plan, &clock)).map_err(ServeError::from)?;
+    let (major, minor) = mounted.device();
+    let dev = MountDev { major, minor };
+    let note = tuning::set_read_ahead(dev, plan.read_ahead_bytes >> 10);
+    if !note.is_settled() {
+        log::warn!("{note}");
+    }
+    let threads = server.start().map_err(start_error)?;
+    mount_point.kept = true;
+    log::info!("serving {url} at {}, head {}", mount_point.path.display(), server.head());
+    let path = mount_point.path.clone();
+    Ok(Serving { url, path, signals, store, server, threads, mounted, lock, dev, runtime })
+}
+
+fn mount_options(plan: &MountPlan, clock: &Arc<dyn Clock>) -> MountOptions {
+    MountOptions {
+        allow_other: plan.allow_other,
+        uid: Some(plan.uid),
+        gid: Some(plan.gid),
+        threads: usize::from(plan.threads),
+        max_read_bytes: plan.max_read_bytes,
+        face: Face { log: Arc::new(logger::recent), ..Face::default() },
+        clock: Arc::clone(clock),
+    }
+}
+
+fn open_store(plan: &MountPlan, clock: &Arc<dyn Clock>) -> Result<Arc<NativeStore>, CliError> {
+    let root = open::local_path(&plan.store)?;
+    let options =
+        || OpenOptions { cache_bytes: plan.cache_bytes, clock: Arc::clone(clock), ..OpenOptions::default() };
+    let opened = || match plan.fault_read_delay {
+        Some(delay) => {
+            let faults = Faults::none();
+            faults.delay_reads(delay);
+            NativeStore::open_faulty(&root, &faults, options())
+        }
+        None => NativeStore::open(&root, options()),
+    };
+    match opened() {
+        Err(OpenError::NotFound { .. } | OpenError::NotAStore { .. }) if plan.create => {
+            NativeStore::init(&root, &InitOptions::default(), &**clock)?;
+            Ok(opened()?)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Checks that the path can be mounted at, and makes it if there is nothing.
+fn prepare_mount_point(path: &Path) -> Result<MountPoint, ServeError> {
+    let failed = |source| ServeError::MountPoint { path: path.to_owned(), source };
+    let absolute = absolute_mount_point(path).map_err(failed)?;
+    if let Some(other) = find_mount(&absolute).map_err(failed)? {
+        return Err(ServeError::InUse { path: absolute, fs_type: other.fs_type });
+    }
+    let made = match std::fs::create_dir(&absolute) {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+        Err(source) => return Err(failed(source)),
+    };
+    let mount_point = MountPoint { path: absolute.clone(), made, kept: false };
+    match std::fs::read_dir(&absolute).map(|mut names| names.next().is_none()) {
+        Ok(false) => Err(ServeError::NotEmpty { path: absolute }),
+        Ok(true) => Ok(mount_point),
+        Err(source) if source.kind() == io::ErrorKind::NotADirectory => {
+            Err(ServeError::NotADirectory { path: absolute })
+        }
+        Err(source) => Err(failed(source)),
+    }
+}
+
+/// The server, as the stop sees it.
+struct Target(Arc<Server>);
+
+impl StopTarget for Target {
+    fn refuse_opens(&self) {
+        self.0.refuse_opens();
+    }
+}
+
+impl Serving {
+    /// Serves until a signal comes or somebody unmounts, then stops.
+    fn run(self) -> Result<ExitCode, CliError> {
+        let reason = loop {
+            match self.signals.wait_within(LOOK_INTERVAL).map_err(start_error)? {
+                Some(reason) => break format!("{reason:?}"),
+                None if self.mounted.ended() => break "unmounted".to_owned(),
+                None => {}
+            }
+        };
+        log::info!("stopping {}: {reason}", self.path.display());
+        daemon::notify_stopping();
+        let clock = SystemClock::shared();
+        let report = run_stop(
+            StopPlan {
+                mount_point: self.path.clone(),
+                dev: (!self.mounted.ended()).then_some(self.dev),
+                target: Some(Arc::new(Target(Arc::clone(&self.server)))),
+                server: None,
+                made_mount_point: self.lock.info().made_mount_point,
+                runtime: RuntimeFiles::Own(self.lock),
+                limits: StopLimits::default(),
+            },
+            &*clock,
+        );
+        self.threads.stop();
+        if let Err(error) = self.mounted.wait() {
+            log::info!("the mount ended: {error}");
+        }
+        if let Err(error) = self.store.close_cleanly() {
+            log::warn!("the index will be built anew after the next start of the machine: {error}");
+        }
+        self.runtime.shutdown_background();
+        ended(&self.path, &report)
+    }
+}
+
+fn ended(path: &Path, report: &StopReport) -> Result<ExitCode, CliError> {
+    if report.is_clean() {
+        return Ok(ExitCode::Ok);
+    }
+    Err(ServeError::StillMounted { path: path.to_owned(), taken: report.taken }.into())
+}

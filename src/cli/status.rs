@@ -1,0 +1,135 @@
+//! `umount` and `status`.
+//!
+//! Invariant: neither hangs on a server that does not answer, and both clean what a killed server left.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::env::SystemClock;
+use crate::host::mount_state::{MountState, mount_state};
+use crate::host::mountinfo::{absolute_mount_point, revfs_mounts};
+use crate::host::runtime::{RuntimeDir, RuntimeInfo};
+use crate::host::stop::StopLimits;
+use crate::host::umount::{UmountError, clean_dead, umount as stop_server};
+
+use super::mount::{StatusArgs, UmountArgs};
+use super::output::{Output, say};
+use super::serve::ServeError;
+use super::{CliError, ExitCode};
+
+/// How long a server may take to answer before it counts as stuck.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// A served mount point.
+#[derive(Debug, Serialize)]
+struct Status {
+    mount_point: String,
+    store: String,
+    pid: Option<u32>,
+    state: &'static str,
+    head: Option<String>,
+    stats: std::collections::BTreeMap<String, String>,
+}
+
+/// `revfs umount`.
+pub(super) fn umount(args: &UmountArgs) -> Result<ExitCode, CliError> {
+    let dir = Arc::new(RuntimeDir::of_user().map_err(ServeError::from)?);
+    let clock = SystemClock::shared();
+    let limits = StopLimits::with_total(args.timeout);
+    let report = stop_server(&dir, &args.mount_point, limits, &*clock).map_err(ServeError::from)?;
+    if report.is_clean() {
+        return Ok(ExitCode::Ok);
+    }
+    for step in report.steps.iter().filter_map(|step| step.problem.as_ref()) {
+        say(&format!("warning: {step}"));
+    }
+    let path = args.mount_point.clone();
+    Err(ServeError::StillMounted { path, taken: report.taken }.into())
+}
+
+/// `revfs status`.
+pub(super) fn status(args: &StatusArgs) -> Result<ExitCode, CliError> {
+    let dir = Arc::new(RuntimeDir::of_user().map_err(ServeError::from)?);
+    let known = dir.list().map_err(ServeError::from)?;
+    let mut found = Vec::new();
+    match &args.mount_point {
+        Some(path) => {
+            let failed = |source| ServeError::MountPoint { path: path.clone(), source };
+            let path = absolute_mount_point(path).map_err(failed)?;
+            clean(&dir, &path)?;
+            let info = known.iter().find(|info| info.mount_point == path);
+            let status = look(&path, info)?;
+            found.push(status.ok_or(ServeError::Clean(UmountError::NotMounted { mount_point: path }))?);
+        }
+        None => {
+            let mounts = revfs_mounts().map_err(|source| ServeError::Start { source })?;
+            let mut paths: Vec<_> = mounts.into_iter().map(|mount| mount.mount_point).collect();
+            paths.extend(known.iter().map(|info| info.mount_point.clone()));
+            paths.sort();
+            paths.dedup();
+            for path in paths {
+                clean(&dir, &path)?;
+                found.extend(look(&path, known.iter().find(|info| info.mount_point == path))?);
+            }
+        }
+    }
+    print(args, &found)?;
+    Ok(ExitCode::Ok)
+}
+
+fn clean(dir: &Arc<RuntimeDir>, path: &Path) -> Result<(), CliError> {
+    let clock = SystemClock::shared();
+    if clean_dead(dir, path, StopLimits::default(), &*clock).map_err(ServeError::from)?.is_some() {
+        say(&format!("note: {}: its server was gone, the dead mount is cleaned", path.display()));
+    }
+    Ok(())
+}
+
+fn look(path: &Path, info: Option<&RuntimeInfo>) -> Result<Option<Status>, CliError> {
+    let state = mount_state(path, ANSWER_LIMIT).map_err(|error| ServeError::Clean(error.into()))?;
+    let (word, source) = match &state {
+        MountState::Alive(entry) => ("serving", entry.source.clone()),
+        MountState::Dead(entry) => ("dead", entry.source.clone()),
+        MountState::Stuck(entry) => ("does not answer", entry.source.clone()),
+        MountState::Denied(entry) => ("serving, closed to this user", entry.source.clone()),
+        MountState::NotMounted | MountState::Foreign(_) => return Ok(None),
+    };
+    let alive = matches!(state, MountState::Alive(_));
+    let text = |name: &str| std::fs::read_to_string(path.join(name)).ok();
+    let stats = if alive { text(".revfs/stats").unwrap_or_default() } else { String::new() };
+    let stats = stats.lines().filter_map(|line| line.split_once(' '));
+    Ok(Some(Status {
+        mount_point: path.display().to_string(),
+        store: info.map_or_else(|| source.to_string_lossy().into_owned(), |info| info.store_url.clone()),
+        pid: info.map(|info| info.pid),
+        state: word,
+        head: if alive { text("head/at") } else { None },
+        stats: stats.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+    }))
+}
+
+fn print(args: &StatusArgs, found: &[Status]) -> Result<(), CliError> {
+    let detailed = args.mount_point.is_some();
+    let mut out = Output::new(args.json.json);
+    out.put_all(found, |all| match all {
+        [] => "no store is mounted\n".to_owned(),
+        all => all.iter().map(|status| status.text(detailed)).collect(),
+    })?;
+    out.finish()
+}
+
+impl Status {
+    fn text(&self, detailed: bool) -> String {
+        let mut lines =
+            vec![format!("{}  {}", self.mount_point, self.state), format!("  store  {}", self.store)];
+        lines.extend(self.pid.map(|pid| format!("  pid    {pid}")));
+        lines.extend(self.head.iter().map(|head| format!("  head   {head}")));
+        if detailed {
+            lines.extend(self.stats.iter().map(|(name, value)| format!("  {name}  {value}")));
+        }
+        lines.join("\n") + "\n"
+    }
+}
