@@ -20,9 +20,8 @@ use crate::{driver, scratch, system};
 
 /// The one file.
 pub const FILE: &str = "x";
-/// Threads that serve: as `revfs mount` has by default.
-const THREADS: usize = 8;
 const TTL: Duration = Duration::from_secs(3600);
+const BACKGROUND_MAX: u16 = 8192;
 const FILE_INO: INodeNo = INodeNo(2);
 const FILE_BYTES: u64 = 64 << 20;
 /// Most bytes of one answer.
@@ -72,8 +71,13 @@ impl Filesystem for Answering {
             // A kernel that lacks one does without, as the server does.
             let _ = config.add_capabilities(flag);
         }
+        // Each answers the nearest value that the kernel takes.
         let _ = config.set_max_write(2 << 20);
-        let _ = config.set_max_background(4096);
+        if let Err(most) = config.set_max_readahead(8 << 20) {
+            let _ = config.set_max_readahead(most);
+        }
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        let _ = config.set_congestion_threshold(BACKGROUND_MAX / 4 * 3);
         Ok(())
     }
 
@@ -114,9 +118,14 @@ impl Filesystem for Answering {
 /// It cannot be mounted.
 pub fn serve(point: &Path) -> Result<()> {
     let mut config = Config::default();
-    config.mount_options =
-        vec![MountOption::RO, MountOption::DefaultPermissions, MountOption::FSName("answer".to_owned())];
-    config.n_threads = Some(THREADS);
+    config.mount_options = vec![
+        MountOption::FSName("answer".to_owned()),
+        MountOption::RO,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        MountOption::DefaultPermissions,
+    ];
+    config.n_threads = Some(revfs::fs::MountOptions::default().threads);
     config.clone_fd = true;
     let filesystem =
         Answering { uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() };

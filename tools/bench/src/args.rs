@@ -29,7 +29,7 @@ pub struct Args {
     /// Lists the rows and ends.
     #[arg(long)]
     pub list: bool,
-    /// Folder on the disk to measure; a new folder is made in it, and removed at the end [default: the folder
+    /// Folder, which exists, on the disk to measure; a new folder is made in it, and removed at the end [default: the folder
     /// of this program].
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,

@@ -31,9 +31,8 @@ impl Scratch {
     /// Makes a new folder in `dir`. `keep`: leave its files at the end; mounts go all the same.
     ///
     /// # Errors
-    /// `dir` cannot be made or written.
+    /// `dir` does not exist, or cannot be written.
     pub fn new(dir: &Path, keep: bool) -> Result<Scratch> {
-        std::fs::create_dir_all(dir).named(dir.display())?;
         let dir = dir.canonicalize().named(dir.display())?;
         let mut number = 0;
         let root = loop {
