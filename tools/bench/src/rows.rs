@@ -80,6 +80,7 @@ impl Bench<'_> {
         eprintln!("bench: {}: {}", spec.key, spec.what);
         let mut row = Row { spec, pairs: self.args.pairs, notes: Vec::new() };
         let pairs = measure(&mut row).map_err(|error| error.to_string());
+        scratch::check_not_stopping();
         if let Err(why) = &pairs {
             eprintln!("bench: {}: not measured: {why}", spec.key);
         }
@@ -174,7 +175,9 @@ pub fn run(args: &Args) -> ExitCode {
         return ExitCode::from(USAGE);
     }
     scratch::clean_on_signals();
-    match measure(args, &chosen) {
+    let measured = measure(args, &chosen);
+    scratch::check_not_stopping();
+    match measured {
         Ok(report) => {
             if args.json {
                 println!("{:#}", report.json());
@@ -204,6 +207,7 @@ fn measure(args: &Args, chosen: &[&Group]) -> Result<Report> {
     let mut bench = Bench { args, revfs: &revfs, measured: Vec::new() };
     for group in chosen {
         let result = scratch.folder(group.name).and_then(|folder| (group.run)(&mut bench, &folder));
+        scratch::check_not_stopping();
         let Err(error) = result else { continue };
         eprintln!("bench: {}: {error}", group.name);
         for spec in group.rows.iter().filter(|spec| is_chosen(args, spec)) {

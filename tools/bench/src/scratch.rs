@@ -72,11 +72,13 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let mut live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(at) = live.iter().position(|(root, _)| *root == self.root) else { return };
-        let (root, keep) = live.swap_remove(at);
-        drop(live);
-        clean(&root, keep);
+        let live = || LIVE.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(keep) = live().iter().find(|(root, _)| *root == self.root).map(|(_, keep)| *keep) else {
+            return;
+        };
+        // Known until it is gone: ctrl-c in between has to finish this.
+        clean(&self.root, keep);
+        live().retain(|(root, _)| *root != self.root);
     }
 }
 
@@ -146,7 +148,8 @@ pub fn clean_on_signals() {
     }
 }
 
-/// Called before anything is started or mounted: after ctrl-c nothing new begins, and this never returns.
+/// Never returns after ctrl-c. Called before anything is started, so that nothing new begins, and before anything
+/// is said of a failure: cleaning makes what is under way fail.
 pub fn check_not_stopping() {
     while STOPPING.load(Ordering::SeqCst) {
         std::thread::park();

@@ -19,7 +19,7 @@ fn bench(dir: &Path, arguments: &[&str]) -> Command {
 }
 
 fn run(dir: &Path, arguments: &[&str]) -> Output {
-    bench(dir, arguments).args(TINY).output().unwrap()
+    bench(dir, arguments).args(TINY).output().expect("bench starts")
 }
 
 /// Whether rows can mount here; says loudly why not.
@@ -40,12 +40,13 @@ fn can_mount() -> bool {
 }
 
 fn mounts_below(dir: &Path) -> usize {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("/proc is there");
     mounts.lines().filter(|line| line.contains(&*dir.to_string_lossy())).count()
 }
 
 fn assert_clean(dir: &Path) {
-    let left: Vec<_> = std::fs::read_dir(dir).unwrap().flatten().map(|entry| entry.file_name()).collect();
+    let left: Vec<_> =
+        std::fs::read_dir(dir).expect("the folder stays").flatten().map(|entry| entry.file_name()).collect();
     assert!(left.is_empty() && mounts_below(dir) == 0, "left behind: {left:?}");
 }
 
