@@ -18,7 +18,7 @@ use crate::driver::{Mounted, Revfs};
 use crate::error::{BenchError, Named, Result};
 use crate::map::Mapping;
 use crate::scratch::Folder;
-use crate::stats::{Compare, Pair, RowSpec, Target, Unit};
+use crate::stats::{Compare, Pair, RowSpec, Target, Unit, median};
 use crate::system;
 
 const GIB: u64 = 1 << 30;
@@ -101,7 +101,8 @@ impl Files<'_> {
         Ok(self.revfs.mount(&self.store, &self.point, options)?.0)
     }
 
-    /// Pairs of cold reads of `bytes` bytes; `small`: the baseline is a mount, too, one with small READs.
+    /// Pairs of cold reads of `bytes` bytes. `slow`: of a slow store, and the baseline is a mount of it, too, one
+    /// with one thread and small READs.
     fn cold(&self, row: &Row, bytes: u64, slow: bool, read: &Reader) -> Result<Vec<Pair>> {
         system::check_root()?;
         let mut same = SameSum::default();
@@ -218,10 +219,11 @@ fn scan_blocks(path: &Path, bytes: u64, order: &[u64]) -> Result<(Duration, u64)
 }
 
 /// Anonymous and shared memory of the server, and how much the page cache grew.
-fn resident_after(row: &Row, files: &Files, bytes: u64) -> Result<Vec<Pair>> {
+fn resident_after(row: &mut Row, files: &Files, bytes: u64) -> Result<Vec<Pair>> {
     system::check_root()?;
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    row.interleave(|side, _| {
+    let mut parts = Vec::new();
+    let pairs = row.interleave(|side, _| {
         if side == Side::Baseline {
             return Ok(mib(bytes));
         }
@@ -237,6 +239,11 @@ fn resident_after(row: &Row, files: &Files, bytes: u64) -> Result<Vec<Pair>> {
                 "the page cache grew by {cache} bytes only: others shrank it"
             )));
         }
+        parts.push((mib(server), mib(cache)));
         Ok(mib(cache + server))
-    })
+    })?;
+    let server = median(parts.iter().map(|(server, _)| *server));
+    let cache = median(parts.iter().map(|(_, cache)| *cache));
+    row.note(format!("medians: server {server:.0} MiB, page cache {cache:.0} MiB"));
+    Ok(pairs)
 }
