@@ -7,7 +7,6 @@
 
 pub mod daemon;
 pub mod fuse_connection;
-pub mod fuse_mount;
 pub mod mount_state;
 pub mod mountinfo;
 pub mod process;

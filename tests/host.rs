@@ -6,23 +6,22 @@
 
 #![allow(clippy::unwrap_used)] // also in what the tests share
 
-use std::ffi::{OsStr, OsString};
+#[path = "host/tiny.rs"]
+mod tiny;
+
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
-use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr,
-    ReplyData, ReplyEntry, Request,
-};
+use fuser::MountOption;
 use revfs::env::{Clock, SystemClock};
 use revfs::host::daemon::{DaemonError, ReadyPipe, spawn_background};
 use revfs::host::fuse_connection::FuseConnection;
-use revfs::host::fuse_mount::{FuseMountOptions, mount_fuse};
 use revfs::host::mount_state::{MountState, mount_state};
 use revfs::host::mountinfo::{find_mount, mounts, revfs_mounts};
 use revfs::host::process::{Process, start_time};
@@ -37,76 +36,12 @@ use revfs::host::umount::{UmountError, clean_dead, umount};
 use revfs::host::unmount::UnmountError;
 use rustix::mount::UnmountFlags;
 use rustix::process::Signal;
+use tiny::TinyFs;
 
 const LONG: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(500);
 /// Budget of a stop in these tests, except where a step must have time.
 const SHORT: StopLimits = StopLimits { total: Duration::from_secs(4), grace: Duration::from_millis(300) };
-
-// ---- the filesystem ----
-
-/// A root with one file `f` of 4096 bytes; attributes stay in the kernel for an hour.
-struct TinyFs {
-    /// Each question for attributes is read and never answered.
-    stuck: bool,
-}
-
-const TTL: Duration = Duration::from_secs(3600);
-
-fn attributes(ino: INodeNo) -> FileAttr {
-    let is_root = ino == INodeNo::ROOT;
-    FileAttr {
-        ino,
-        size: if is_root { 0 } else { 4096 },
-        blocks: 8,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: if is_root { FileType::Directory } else { FileType::RegularFile },
-        perm: if is_root { 0o555 } else { 0o444 },
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        flags: 0,
-        blksize: 4096,
-    }
-}
-
-impl Filesystem for TinyFs {
-    fn lookup(&self, _req: &Request, _parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        if name == "f" {
-            reply.entry(&TTL, &attributes(INodeNo(2)), fuser::Generation(0));
-        } else {
-            reply.error(Errno::ENOENT);
-        }
-    }
-
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        if self.stuck {
-            loop {
-                std::thread::park();
-            }
-        }
-        reply.attr(&TTL, &attributes(ino));
-    }
-
-    fn read(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        size: u32,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        let left = 4096u64.saturating_sub(offset).min(u64::from(size));
-        reply.data(&vec![7; usize::try_from(left).unwrap()]);
-    }
-}
 
 // ---- parts played by child processes ----
 
@@ -146,18 +81,14 @@ fn helper() {
     }
 }
 
-/// As root by a direct mount, as a user through fusermount3.
 fn mount_tiny(mnt: &Path, stuck: bool) -> fuser::BackgroundSession {
     let mut config = fuser::Config::default();
-    if rustix::process::geteuid().is_root() {
-        let options =
-            FuseMountOptions { source: "test store".into(), allow_other: true, default_permissions: false };
-        let fd = mount_fuse(mnt, &options).unwrap();
-        let session = fuser::Session::from_fd(TinyFs { stuck }, fd, fuser::SessionACL::All, config);
-        return session.unwrap().spawn().unwrap();
-    }
+    // As the product does it: `MountOption::Subtype` reaches the kernel through fusermount3 only.
     config.mount_options =
-        vec![MountOption::FSName("test store".into()), MountOption::Subtype("revfs".into())];
+        vec![MountOption::FSName("test store".into()), MountOption::CUSTOM("subtype=revfs".into())];
+    if rustix::process::geteuid().is_root() {
+        config.acl = fuser::SessionACL::All;
+    }
     fuser::spawn_mount(TinyFs { stuck }, mnt, &config).unwrap()
 }
 
