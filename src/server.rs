@@ -21,6 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use quick_cache::sync::Cache;
 use revfs_protocol::{FileId, RevSpec, Tid};
 
 use crate::env::{self, Clock};
@@ -31,6 +32,8 @@ use crate::view::{self, ResolveError};
 pub const POLL_INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
 /// Read buffers that are kept for reuse.
 const BUFFERS_KEPT: usize = 32;
+/// Descriptions of files that are kept for the next request.
+const METAS_KEPT: usize = 4096;
 
 /// What the server asks of whoever caches its answers. Each call returns when the cache holds nothing of it any
 /// more; that nothing was cached is success. Calls come from the notifier thread, which serves no request.
@@ -61,7 +64,7 @@ pub struct FileView {
     /// The state that its bytes are read as of.
     pub txn: ReadTxn,
     /// The file in that state; for a file that head has deleted, with `deleted` set.
-    pub meta: FileMeta,
+    pub meta: Arc<FileMeta>,
 }
 
 /// What a server is made of.
@@ -80,6 +83,8 @@ pub struct Server {
     store: Arc<dyn Store>,
     options: ServerOptions,
     buffers: Arc<BufferPool>,
+    /// Files in states that were asked for lately; a state never changes, so nothing here is ever stale.
+    metas: Cache<(FileId, Tid), Arc<FileMeta>>,
     head: ArcSwap<HeadState>,
     shown: AtomicU64,
     refusing: AtomicBool,
@@ -142,6 +147,7 @@ impl Server {
         Arc::new(Server {
             options,
             buffers: BufferPool::new(BUFFERS_KEPT, 4096),
+            metas: Cache::new(METAS_KEPT),
             shown: AtomicU64::new(txn.at().raw()),
             refusing: AtomicBool::new(false),
             head: ArcSwap::from_pointee(HeadState { at: txn.at(), txn }),
@@ -272,12 +278,25 @@ impl Server {
         let txn = self.head_txn();
         let at = txn.at();
         let missing = || ReadError::NoSuchFile { file, at };
-        let meta = txn.file(file)?.ok_or_else(missing)?;
+        let meta = self.meta(&txn, file)?.ok_or_else(missing)?;
         let Some(deleted) = meta.deleted else { return Ok(FileView { txn, meta }) };
         let before = deleted.raw().checked_sub(1).ok_or_else(missing)?;
         let txn = ReadTxn::new(&self.store, Tid::from_raw(before))?;
-        let meta = txn.file(file)?.ok_or_else(missing)?;
-        Ok(FileView { txn, meta: FileMeta { deleted: Some(deleted), ..meta } })
+        let meta = self.meta(&txn, file)?.ok_or_else(missing)?;
+        let meta = Arc::new(FileMeta { deleted: Some(deleted), ..FileMeta::clone(&meta) });
+        Ok(FileView { txn, meta })
+    }
+
+    fn meta(&self, txn: &ReadTxn, file: FileId) -> Result<Option<Arc<FileMeta>>, ReadError> {
+        let key = (file, txn.at());
+        if let Some(known) = self.metas.get(&key) {
+            return Ok(Some(known));
+        }
+        let found = txn.file(file)?.map(Arc::new);
+        if let Some(meta) = &found {
+            self.metas.insert(key, Arc::clone(meta));
+        }
+        Ok(found)
     }
 
     /// A file as of the state `at`.
@@ -286,7 +305,7 @@ impl Server {
     /// [`ReadError::NoSuchFile`] if it does not exist there, and what the store fails with.
     pub fn rev_file(&self, file: FileId, at: Tid) -> Result<FileView, ReadError> {
         let txn = self.txn(at)?;
-        match txn.file(file)? {
+        match self.meta(&txn, file)? {
             Some(meta) if meta.deleted.is_none() => Ok(FileView { txn, meta }),
             _ => Err(ReadError::NoSuchFile { file, at }),
         }
