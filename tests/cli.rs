@@ -2,6 +2,8 @@
 //!
 //! Invariant: each refusal is checked for its exit code, its text and that it changed nothing.
 
+#![allow(clippy::unwrap_used)] // a failed step is a failed test
+
 #[path = "cli/bench.rs"]
 mod bench;
 
@@ -115,6 +117,86 @@ fn a_sparse_file_is_quick_and_its_holes_are_kept() {
     source.set_len(1 << 40).unwrap();
     bench.ok(&["commit", "s", "big=big"]);
     assert!(bench.bytes(&["cat", "s", "big", "--range", &range]) == vec![0; BLOCK + 2]);
+}
+
+#[test]
+fn a_hole_between_data_is_seen() {
+    let bench = Bench::new();
+    let mut data = noise(8 << 20, 20);
+    bench.commit("a", &data);
+    // Written anew, so that the middle is never allocated.
+    data[(1 << 20) + 10..6 << 20].fill(0);
+    let source = fs::File::create(bench.path("sparse")).unwrap();
+    source.write_all_at(&data[..(1 << 20) + 10], 0).unwrap();
+    source.write_all_at(&data[6 << 20..], 6 << 20).unwrap();
+    bench.ok(&["commit", "s", "a=sparse"]);
+    assert!(bench.bytes(&["cat", "s", "a"]) == data);
+}
+
+/// Writes, punches, cuts and extends a file at places that the seed chooses; answers its bytes.
+fn edit_at_random(file: &fs::File, seed: u64) -> Vec<u8> {
+    let spread =
+        |part: &[u8]| part.iter().fold(1u64, |n, byte| (n ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    let dice: Vec<u64> = noise(64, seed).chunks(8).map(|part| spread(part) >> 16).collect();
+    let size = file.metadata().unwrap().len();
+    let (at, len) = (dice[0] % (size + 1), dice[1] % (2 << 20));
+    match dice[2] % 6 {
+        0 => file.write_all_at(&noise(len as usize, seed + 1), at).unwrap(),
+        1 => file.set_len(at).unwrap(),
+        2 => file.set_len(size + len).unwrap(),
+        // As it was once: equal to an older revision again.
+        3 => file.write_all_at(&noise(6 << 20, 19)[..len as usize], 0).unwrap(),
+        _ => {
+            let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+            if rustix::fs::fallocate(file, flags, at, len + 1).is_err() {
+                let end = (at + len).min(size);
+                file.write_all_at(&vec![0; (end - at) as usize], at).unwrap();
+            }
+        }
+    }
+    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+#[test]
+fn each_of_many_random_edits_is_read_back_and_its_ranges_are_told() {
+    let bench = Bench::new();
+    let file = fs::File::options().read(true).write(true).create_new(true).open(bench.path("work")).unwrap();
+    file.write_all_at(&noise(6 << 20, 19), 0).unwrap();
+    let mut states: Vec<(String, Vec<u8>)> = Vec::new();
+    for round in 0..24 {
+        let bytes = edit_at_random(&file, 1000 + 7 * round);
+        states.push((bench.line(&["commit", "s", "a=work"]), bytes));
+    }
+    for (number, (tid, bytes)) in states.iter().enumerate() {
+        assert!(bench.bytes(&["cat", "s", "a", "--at", tid]) == *bytes, "edit {number}");
+        bench.ok(&["cat", "s", "a", "--at", tid, "-o", "copy"]);
+        assert!(fs::read(bench.path("copy")).unwrap() == *bytes, "edit {number}, to a file");
+    }
+    for pair in states.windows(4) {
+        let [(from, old), .., (to, new)] = pair else { panic!() };
+        for (from, old, to, new) in [(from, old, to, new), (to, new, from, old)] {
+            let entries = bench.json_lines(&["diff", "s", from, to, "--json"]);
+            let ranges = entries.first().map(|entry| entry["ranges"].as_array().unwrap().clone());
+            let mut next = 0;
+            for range in ranges.unwrap_or_default() {
+                let [start, end] = ["start", "end"].map(|side| range[side].as_u64().unwrap() as usize);
+                assert!(start >= next && start < end && end <= new.len(), "{from} {to}");
+                assert!(new[next..start] == old[next..start], "{from}..{to}: bytes {next}..{start} differ");
+                for block in
+                    (start..end).step_by(BLOCK).filter(|block| block + BLOCK <= old.len().min(new.len()))
+                {
+                    let differ = new[block..block + BLOCK] != old[block..block + BLOCK];
+                    assert!(differ, "{from}..{to}: the block at {block} is equal");
+                }
+                next = end;
+            }
+            // What is beyond the end of the second state is gone, which its size tells.
+            let rest = old.get(next..new.len()).unwrap_or_default();
+            assert!(new[next..] == *rest, "{from}..{to}: bytes from {next} differ");
+        }
+    }
 }
 
 #[test]

@@ -227,8 +227,7 @@ mod tests {
 
     #[test]
     fn files_are_a_table_with_the_name_last() {
-        let expected = "\
-   SIZE   STORED  FILE              REV               TIME                  NAME
+        let expected = "   SIZE   STORED  FILE              REV               TIME                  NAME
    10 B      5 B  000000000000002a  03caa84275fc1166  2018-10-01T16:34:27Z  a
 1.5 GiB  768 MiB  000000000000002a  03caa84275fc1166  2018-10-01T16:34:27Z  dir/b\\xff
 ";
@@ -240,8 +239,7 @@ mod tests {
     fn room_is_told_for_each_file_and_in_all() {
         let files = vec![file(b"a", 4096)];
         let disk = DiskUse { commits: 4096, packs: 8192, index: 1 << 20, total: 2 << 20 };
-        let expected = "\
- SIZE  STORED  NAME
+        let expected = " SIZE  STORED  NAME
 4 KiB   2 KiB  a
 4 KiB   2 KiB  in all, 1 file
 on disk, all revisions: 2 MiB (packs 8 KiB, commits 4 KiB, index 1 MiB)

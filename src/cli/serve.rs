@@ -143,7 +143,7 @@ fn start_error(source: io::Error) -> ServeError {
 pub(super) fn mount(plan: &MountPlan) -> Result<ExitCode, CliError> {
     if !plan.foreground {
         let clock = SystemClock::shared();
-        daemon::spawn_background(&plan.background_args(), READY_LIMIT, &clock).map_err(ServeError::from)?;
+        daemon::spawn_background(&plan.background_args(), READY_LIMIT, &*clock).map_err(ServeError::from)?;
         return Ok(ExitCode::Ok);
     }
     let pipe = ReadyPipe::from_env().map_err(start_error)?;

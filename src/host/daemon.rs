@@ -19,7 +19,6 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, OFlags};
@@ -90,7 +89,7 @@ pub struct Background {
 pub fn spawn_background(
     args: &[OsString],
     limit: Duration,
-    clock: &Arc<dyn Clock>,
+    clock: &dyn Clock,
 ) -> Result<Background, DaemonError> {
     let mut command = Command::new("/proc/self/exe");
     command.args(args);
@@ -104,7 +103,7 @@ pub fn spawn_background(
 fn spawn_command(
     mut command: Command,
     limit: Duration,
-    clock: &Arc<dyn Clock>,
+    clock: &dyn Clock,
 ) -> Result<Background, DaemonError> {
     let start = |source| DaemonError::Start { source };
     let (mut reader, writer) = io::pipe().map_err(start)?;
@@ -270,7 +269,7 @@ mod tests {
     fn shell(script: &str, limit: Duration) -> Result<Background, DaemonError> {
         let mut command = Command::new("sh");
         command.arg("-c").arg(script);
-        spawn_command(command, limit, &SystemClock::shared())
+        spawn_command(command, limit, &*SystemClock::shared())
     }
 
     const LONG: Duration = Duration::from_secs(30);

@@ -161,8 +161,8 @@ pub async fn commit_files(
             Source::Stdin => None,
         });
     }
-    let sizes = opened.iter().map(|file| file.as_ref().map(|file| file.stamp.size));
-    let total = sizes.fold(Some(0u64), |sum, size| Some(sum?.saturating_add(size?)));
+    let mut sizes = opened.iter().map(|file| file.as_ref().map(|file| file.stamp.size));
+    let total = sizes.try_fold(0u64, |sum, size| Some(sum.saturating_add(size?)));
     let mut txn = store.begin(request.base)?;
     txn.set_message(&request.message);
     txn.set_author(&request.author);

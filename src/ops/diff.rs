@@ -312,4 +312,20 @@ mod tests {
         assert_eq!(ranges, [Range { start: 0, end: 4096 }, Range { start: 8192, end: 10_000 }]);
         assert_eq!(clipped(&vec![(3, 4)], size, 10_000), []);
     }
+
+    #[test]
+    fn the_rest_of_a_run_starts_at_its_own_bytes() {
+        let stored = |offset| BlockData::Stored {
+            pack: crate::store::PackNo(3),
+            offset,
+            len: 4096,
+            codec: crate::store::Codec::Raw,
+        };
+        let run =
+            |first, count, data| BlockRun { first: BlockIndex::new(first), count, rev: Tid::ZERO, data };
+        let whole = run(5, 10, stored(8192));
+        assert_eq!(cut(&whole, 4), run(5, 4, stored(8192)));
+        assert_eq!(rest(&whole, 4), run(9, 6, stored(8192 + 4 * 4096)));
+        assert_eq!(rest(&run(5, 10, BlockData::Hole), 4), run(9, 6, BlockData::Hole));
+    }
 }

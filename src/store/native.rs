@@ -218,7 +218,9 @@ impl NativeStore {
             end = end_of(&entry);
             entries.push(*entry);
         }
-        self.index.rebuild(self.info.uuid, &entries).map_err(|source| ReadError::Index { source })
+        let rebuilt = self.index.rebuild(self.info.uuid, &entries);
+        self.reader.clear();
+        rebuilt.map_err(|source| ReadError::Index { source })
     }
 
     /// Reads and applies all records that came since; `full`: also looks for gaps behind the end of the log.

@@ -4,7 +4,7 @@
 //! 2 MiB), so that a pack can be mapped in place with huge pages. Partial last blocks and compressed blocks
 //! follow, aligned to 8. Holes and zero tails are not stored. Behind the data, aligned to 8, stands the footer:
 //! one crc32c for each 64 KiB of data, then for each block its offset and 128-bit BLAKE3. Numbers are
-//! little-endian. Invariant: [`PackBuilder`] emits exactly the bytes that its [`PackRef`] describes.
+//! little-endian. Invariant: [`PackBuilder`] emits exactly the bytes that its `PackRef` describes.
 
 use bytes::Bytes;
 use revfs_protocol::BlockSize;

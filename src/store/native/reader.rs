@@ -112,6 +112,13 @@ impl Reader {
         self.cache.weight()
     }
 
+    /// Forgets all that is known by the numbers of packs, which may change when the index is built anew.
+    pub fn clear(&self) {
+        self.packs.clear();
+        self.hashes.clear();
+        self.cache.clear();
+    }
+
     /// Whether `read_now` serves.
     pub fn is_local(&self) -> bool {
         self.objects.local_root().is_some()
