@@ -7,9 +7,8 @@
 
 #![allow(clippy::unwrap_used)] // a failed step is a failed test
 
-mod common {
-    pub mod live;
-}
+#[path = "common/live.rs"]
+mod live;
 #[path = "kill/strace.rs"]
 mod strace;
 
@@ -17,8 +16,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
-use common::live::{Guarded, Place, end_of, noise, slow};
-use strace::{Call, WRITING, no_strace, traced};
+use live::{Guarded, Place, end_of, noise, slow};
+use strace::{Call, OUT, WRITING, no_strace, traced};
 
 /// Bytes that travel inside of the record.
 const SMALL: usize = 5000;
@@ -135,8 +134,8 @@ fn shapes(story: &mut Story, fresh_index: bool) -> BTreeSet<String> {
     writes.map(|call| call.shape(&story.place)).collect()
 }
 
-/// strace counts calls in each thread apart, so one pass with all calls can miss some: two more look at the
-/// record and at the index alone. In the end each call of an undisturbed commit was hit.
+/// strace counts calls in each thread apart, so one pass with all calls can miss some: more passes look at the
+/// record, the index and stdout alone. In the end each call of an undisturbed commit was hit.
 fn killed_everywhere(size: usize, fresh_index: bool) {
     let mut story = Story::new(size);
     let wanted = shapes(&mut story, fresh_index);
@@ -155,6 +154,8 @@ fn killed_everywhere(size: usize, fresh_index: bool) {
     if fresh_index {
         hit.extend(story.kill_at_each(fresh_index, &index));
     }
+    let out = |story: &Story| vec![story.place.path(OUT).display().to_string()];
+    hit.extend(story.kill_at_each(fresh_index, &out));
     let missed: Vec<&String> = wanted.difference(&hit).collect();
     assert!(missed.is_empty(), "never killed at {missed:?}");
     println!("killed at {} kinds of calls, {} commits stand", hit.len(), story.stand.len());

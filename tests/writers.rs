@@ -4,9 +4,8 @@
 
 #![allow(clippy::unwrap_used)] // a failed step is a failed test
 
-mod common {
-    pub mod live;
-}
+#[path = "common/live.rs"]
+mod live;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::live::{Ended, Place, no_root, noise, slow};
+use live::{Ended, Place, no_root, noise, slow};
 
 const BLOCK: usize = 4096;
 const WRITERS: usize = 8;
@@ -41,7 +40,14 @@ fn head(place: &Place) -> String {
 }
 
 /// Commits the file `a` as of `base`, with some blocks filled with a value.
-fn attempt(place: &Place, who: usize, base: &str, blocks: BTreeSet<usize>, value: u8, merge: bool) -> Attempt {
+fn attempt(
+    place: &Place,
+    who: usize,
+    base: &str,
+    blocks: BTreeSet<usize>,
+    value: u8,
+    merge: bool,
+) -> Attempt {
     let mut bytes = place.bytes(&["cat", "s", "a", "--at", base]);
     for block in &blocks {
         bytes[block * BLOCK..][..BLOCK].fill(value);
@@ -100,7 +106,11 @@ fn check_conflicts(attempts: &[Attempt], against: impl Fn(&Attempt, &Attempt) ->
 }
 
 /// Runs all writers at once, with readers beside them; `draw` chooses the blocks of a writer's round.
-fn race(rounds: usize, merge: bool, draw: impl Fn(usize, usize) -> BTreeSet<usize> + Sync) -> (Place, Vec<Attempt>) {
+fn race(
+    rounds: usize,
+    merge: bool,
+    draw: impl Fn(usize, usize) -> BTreeSet<usize> + Sync,
+) -> (Place, Vec<Attempt>) {
     let place = Place::new();
     let first = noise(64 * BLOCK, 1);
     let base = place.commit("a", &first);
@@ -138,7 +148,8 @@ fn read_on(place: &Place, base: &str, first: &[u8], done: &AtomicBool) -> usize 
     while !done.load(Ordering::SeqCst) {
         let now = head(place);
         assert!(now >= newest, "head goes back from {newest} to {now}");
-        let (once, again) = (place.bytes(&["cat", "s", "a", "--at", &now]), place.bytes(&["cat", "s", "a", "--at", &now]));
+        let (once, again) =
+            (place.bytes(&["cat", "s", "a", "--at", &now]), place.bytes(&["cat", "s", "a", "--at", &now]));
         assert!(once == again, "@{now} changes");
         assert!(place.bytes(&["cat", "s", "a", "--at", base]) == first);
         newest = now;
@@ -262,12 +273,12 @@ fn a_store_that_cannot_be_written_is_read_and_a_commit_says_why_not() {
     let third = place.commit("a", b"third");
     assert!(third > second);
     assert_eq!(run(&["cat", "ro", "a"]).out, b"third");
-    if !common::live::no_fuse(TEST) {
+    if !live::no_fuse(TEST) {
         let mounted = run(&["mount", "ro", "m"]);
         assert_eq!(mounted.code(), 0, "{}", mounted.err);
         assert!(fs::read(place.path(&format!("m/@{tid}/bigfile/a"))).unwrap() == bytes);
         let fourth = place.commit("a", b"4");
-        common::live::wait_until("a read-only mount follows", || {
+        live::wait_until("a read-only mount follows", || {
             fs::read_to_string(place.path("m/head/at")).unwrap() == fourth
         });
         assert_eq!(fs::read(place.path("m/head/bigfile/a")).unwrap(), b"4");
@@ -318,9 +329,10 @@ fn a_full_disk_of_ext4_is_told_and_leaves_nothing_behind() {
     let image = place.path("image");
     fs::File::create(&image).unwrap().set_len(24 << 20).unwrap();
     let made = Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image).status();
-    let disk = made.ok().filter(std::process::ExitStatus::success).and_then(|_| {
-        Mounted::new(&["-o", "loop", image.to_str().unwrap()], place.path("disk"))
-    });
+    let disk = made
+        .ok()
+        .filter(std::process::ExitStatus::success)
+        .and_then(|_| Mounted::new(&["-o", "loop", image.to_str().unwrap()], place.path("disk")));
     let Some(disk) = disk else {
         eprintln!("SKIPPED {TEST}: no mkfs.ext4 or loop devices here");
         return;

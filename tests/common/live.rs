@@ -150,7 +150,8 @@ pub fn servers_of(root: &Path) -> Vec<u32> {
     let names = |pid: &u32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let mut words = line.split(|byte| *byte == 0);
-        let is_program = words.next().is_some_and(|word| Path::new(OsStr::from_bytes(word)).ends_with(program));
+        let is_program =
+            words.next().is_some_and(|word| Path::new(OsStr::from_bytes(word)).ends_with(program));
         let root = root.as_os_str().as_bytes();
         is_program && words.any(|word| word.windows(root.len()).any(|part| part == root))
     };
@@ -215,7 +216,12 @@ impl Place {
 
     /// Runs any command to its end.
     pub fn run_command(&self, command: &mut Command) -> Ended {
-        let (out, err) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        self.run_into(command, tempfile::tempfile().unwrap())
+    }
+
+    /// Runs any command to its end, with stdout to an empty file.
+    pub fn run_into(&self, command: &mut Command, out: File) -> Ended {
+        let err = tempfile::tempfile().unwrap();
         let streams = (out.try_clone().unwrap(), err.try_clone().unwrap());
         let mut child = command.stdout(streams.0).stderr(streams.1).spawn().unwrap();
         let status = end_of(&mut child, COMMAND_LIMIT);

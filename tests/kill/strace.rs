@@ -1,13 +1,17 @@
 //! The program under strace: which system calls it made, in which order, and a kill at one of them.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::process::Command;
 
-use super::common::live::{Ended, Place};
+use super::live::{Ended, Place};
 
 /// System calls that change something on a disk, or tell somebody that it is done.
 pub const WRITING: &str = "write,writev,pwrite64,linkat,link,rename,renameat,fsync,fdatasync,unlink,\
     unlinkat,openat,ftruncate,mkdir,mkdirat";
+
+/// Stdout of a program under strace.
+pub const OUT: &str = "out";
 
 /// Whether there is no strace here that works; says so.
 pub fn no_strace(test: &str) -> bool {
@@ -86,7 +90,10 @@ pub fn traced(place: &Place, paths: &[String], inject: Option<&str>, args: &[&st
     command.args(inject.iter().flat_map(|inject| ["-e", inject]));
     command.args(paths.iter().flat_map(|path| ["-P", path]));
     command.arg("-o").arg(&trace).arg("--").arg(env!("CARGO_BIN_EXE_revfs")).args(args);
-    let ended = place.run_command(command.current_dir(place.root()).stdin(std::process::Stdio::null()));
+    command.current_dir(place.root()).stdin(std::process::Stdio::null());
+    let out =
+        File::options().create(true).truncate(true).read(true).write(true).open(place.path(OUT)).unwrap();
+    let ended = place.run_into(&mut command, out);
     let calls = calls_of(&String::from_utf8_lossy(&std::fs::read(&trace).unwrap()));
     (ended, calls)
 }

@@ -7,8 +7,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 
-use super::common::live::{Guarded, SOON, end_of};
-use super::common::mapping::{Mapping, PAGE};
+use super::live::{Guarded, SOON, end_of};
+use super::mapping::{Mapping, PAGE};
 
 const PATH: &str = "REVFS_TEST_MAPS";
 const LEN: &str = "REVFS_TEST_MAPS_LEN";

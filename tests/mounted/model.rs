@@ -10,7 +10,7 @@ use std::path::Path;
 use revfs::protocol::{FileId, Tid};
 use revfs::store::native::Transaction;
 
-use super::common::live::{Live, Place, slow};
+use super::live::{Live, Place, slow};
 use super::reference::{Edit, Model, Rng, State, apply, draw};
 
 /// Seeds to run.
