@@ -13,11 +13,12 @@ use crate::env::{Clock, SystemClock};
 use crate::fs::face::Face;
 use crate::fs::{self, MountOptions, Mounted};
 use crate::host::daemon::{self, DaemonError, ReadyPipe};
+use crate::host::mount_state::MountStateError;
 use crate::host::mountinfo::{MountDev, absolute_mount_point, find_mount};
 use crate::host::process::{Process, ProcessError};
 use crate::host::runtime::{LockError, MountLock, RuntimeDir, RuntimeError, RuntimeInfo};
 use crate::host::signals::Signals;
-use crate::host::stop::{RuntimeFiles, StopLimits, StopPlan, StopReport, StopTarget, run_stop};
+use crate::host::stop::{FinalState, RuntimeFiles, StopLimits, StopPlan, StopReport, StopTarget, run_stop};
 use crate::host::tuning;
 use crate::host::umount::{UmountError, clean_dead};
 use crate::server::{POLL_INTERVAL_DEFAULT, Server, ServerOptions, ServerThreads};
@@ -58,7 +59,7 @@ pub enum ServeError {
         fs_type: String,
     },
     /// The mount point cannot be used.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: cannot be a mount point: {source}: name a directory, or a path in one that exists", path.display())]
     MountPoint {
         /// The path.
         path: PathBuf,
@@ -105,6 +106,12 @@ pub enum ServeError {
         /// How long it was tried.
         taken: Duration,
     },
+    /// The mount was ended, but not all that the server made could be removed.
+    #[error("{}: is unmounted, but not all was removed: see the warnings, then try `revfs status`", path.display())]
+    LeftBehind {
+        /// The path.
+        path: PathBuf,
+    },
 }
 
 impl ServeError {
@@ -119,6 +126,11 @@ impl ServeError {
             }
             ServeError::Daemon(DaemonError::Failed { code, .. }) => ExitCode::from_number(*code),
             ServeError::Clean(UmountError::NotMounted { .. }) => ExitCode::NotFound,
+            ServeError::Clean(UmountError::State(MountStateError::Table { source, .. }))
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                ExitCode::NotFound
+            }
             ServeError::MountPoint { .. }
             | ServeError::Log { .. }
             | ServeError::Lock(_)
@@ -127,6 +139,7 @@ impl ServeError {
             | ServeError::Mount(_)
             | ServeError::Daemon(_)
             | ServeError::Process(_)
+            | ServeError::LeftBehind { .. }
             | ServeError::Start { .. } => ExitCode::Failure,
         }
     }
@@ -207,19 +220,23 @@ fn start(plan: &MountPlan, in_background: bool) -> Result<Serving, CliError> {
     let store = open_store(plan, &clock)?;
     let url = store.as_store().info().url.clone();
     let dir = Arc::new(RuntimeDir::of_user().map_err(ServeError::from)?);
+    let path = absolute_mount_point(&plan.mount_point)
+        .map_err(|source| ServeError::MountPoint { path: plan.mount_point.clone(), source })?;
     // A mount that a killed server left is cleaned before its path is looked at.
     clean_dead(&dir, &plan.mount_point, StopLimits::default(), &*clock).map_err(ServeError::from)?;
-    let mut mount_point = prepare_mount_point(&plan.mount_point)?;
     let process = Process::current().map_err(ServeError::from)?;
     let info = RuntimeInfo {
         pid: process.pid(),
         pid_start: process.start(),
-        mount_point: mount_point.path.clone(),
+        mount_point: path.clone(),
         store_url: url.clone(),
-        made_mount_point: mount_point.made,
+        made_mount_point: false,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let lock = MountLock::acquire(&dir, info).map_err(ServeError::from)?;
+    // Before the look at the mount point: of two servers that start at once, one takes it as it found it.
+    let mut lock = MountLock::acquire(&dir, info).map_err(ServeError::from)?;
+    let mut mount_point = prepare_mount_point(path)?;
+    lock.update(|info| info.made_mount_point = mount_point.made).map_err(ServeError::from)?;
     for note in tuning::tune_machine().iter().filter(|note| !note.is_settled()) {
         log::warn!("{note}");
     }
@@ -284,9 +301,8 @@ fn open_store(plan: &MountPlan, clock: &Arc<dyn Clock>) -> Result<Arc<NativeStor
 }
 
 /// Checks that the path can be mounted at, and makes it if there is nothing.
-fn prepare_mount_point(path: &Path) -> Result<MountPoint, ServeError> {
-    let failed = |source| ServeError::MountPoint { path: path.to_owned(), source };
-    let absolute = absolute_mount_point(path).map_err(failed)?;
+fn prepare_mount_point(absolute: PathBuf) -> Result<MountPoint, ServeError> {
+    let failed = |source| ServeError::MountPoint { path: absolute.clone(), source };
     if let Some(other) = find_mount(&absolute).map_err(failed)? {
         return Err(ServeError::InUse { path: absolute, fs_type: other.fs_type });
     }
@@ -352,9 +368,16 @@ impl Serving {
     }
 }
 
-fn ended(path: &Path, report: &StopReport) -> Result<ExitCode, CliError> {
+/// The answer to a stop.
+pub(super) fn ended(path: &Path, report: &StopReport) -> Result<ExitCode, CliError> {
     if report.is_clean() {
         return Ok(ExitCode::Ok);
     }
-    Err(ServeError::StillMounted { path: path.to_owned(), taken: report.taken }.into())
+    let path = path.to_owned();
+    Err(match report.state {
+        FinalState::StillMounted => ServeError::StillMounted { path, taken: report.taken }.into(),
+        FinalState::Unmounted | FinalState::Aborted | FinalState::Detached => {
+            ServeError::LeftBehind { path }.into()
+        }
+    })
 }

@@ -17,7 +17,7 @@ use crate::host::umount::{UmountError, clean_dead, umount as stop_server};
 
 use super::mount::{StatusArgs, UmountArgs};
 use super::output::{Output, say};
-use super::serve::ServeError;
+use super::serve::{ServeError, ended};
 use super::{CliError, ExitCode};
 
 /// How long a server may take to answer before it counts as stuck.
@@ -40,26 +40,26 @@ pub(super) fn umount(args: &UmountArgs) -> Result<ExitCode, CliError> {
     let clock = SystemClock::shared();
     let limits = StopLimits::with_total(args.timeout);
     let report = stop_server(&dir, &args.mount_point, limits, &*clock).map_err(ServeError::from)?;
-    if report.is_clean() {
-        return Ok(ExitCode::Ok);
+    if !report.is_clean() {
+        for step in report.steps.iter().filter_map(|step| step.problem.as_ref()) {
+            say(&format!("warning: {step}"));
+        }
     }
-    for step in report.steps.iter().filter_map(|step| step.problem.as_ref()) {
-        say(&format!("warning: {step}"));
-    }
-    let path = args.mount_point.clone();
-    Err(ServeError::StillMounted { path, taken: report.taken }.into())
+    ended(&args.mount_point, &report)
 }
 
 /// `revfs status`.
 pub(super) fn status(args: &StatusArgs) -> Result<ExitCode, CliError> {
     let dir = Arc::new(RuntimeDir::of_user().map_err(ServeError::from)?);
-    let known = dir.list().map_err(ServeError::from)?;
+    // Cleaning comes before the list: that drops what dead servers wrote, and with it who made the directory.
+    let list = || dir.list().map_err(ServeError::from);
     let mut found = Vec::new();
     match &args.mount_point {
         Some(path) => {
             let failed = |source| ServeError::MountPoint { path: path.clone(), source };
             let path = absolute_mount_point(path).map_err(failed)?;
             clean(&dir, &path)?;
+            let known = list()?;
             let info = known.iter().find(|info| info.mount_point == path);
             let status = look(&path, info)?;
             found.push(status.ok_or(ServeError::Clean(UmountError::NotMounted { mount_point: path }))?);
@@ -67,11 +67,14 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode, CliError> {
         None => {
             let mounts = revfs_mounts().map_err(|source| ServeError::Start { source })?;
             let mut paths: Vec<_> = mounts.into_iter().map(|mount| mount.mount_point).collect();
+            for path in &paths {
+                clean(&dir, path)?;
+            }
+            let known = list()?;
             paths.extend(known.iter().map(|info| info.mount_point.clone()));
             paths.sort();
             paths.dedup();
             for path in paths {
-                clean(&dir, &path)?;
                 found.extend(look(&path, known.iter().find(|info| info.mount_point == path))?);
             }
         }

@@ -249,6 +249,7 @@ impl StopLadder {
     }
 
     fn limit_of(&mut self, step: StopStep, now: Duration) -> Duration {
+        let left = self.limits.total.saturating_sub(now.saturating_sub(self.start));
         match step {
             StopStep::Wait => {
                 let wait = self.wait_before_next(now);
@@ -259,15 +260,17 @@ impl StopLadder {
             // A large process takes a while to end: it gets what the steps before it left over.
             StopStep::EndServer => {
                 let kept = self.limits.share(MOUNT_POINT_PERMILLE + RUNTIME_PERMILLE);
-                let left = self.limits.total.saturating_sub(now.saturating_sub(self.start));
                 left.saturating_sub(kept).max(self.limits.share(END_SERVER_PERMILLE))
             }
             StopStep::AskServer | StopStep::RefuseOpens => self.limits.share(REFUSE_PERMILLE),
             StopStep::Unmount | StopStep::UnmountAborted => self.limits.share(UNMOUNT_PERMILLE),
             StopStep::Abort => self.limits.share(ABORT_PERMILLE),
             StopStep::UnmountLazily => self.limits.share(LAZY_PERMILLE),
-            StopStep::RemoveMountPoint => self.limits.share(MOUNT_POINT_PERMILLE),
-            StopStep::RemoveRuntimeFiles => self.limits.share(RUNTIME_PERMILLE),
+            // The last steps get what is left as well: a share of a short total is too little on a busy machine.
+            StopStep::RemoveMountPoint => left
+                .saturating_sub(self.limits.share(RUNTIME_PERMILLE))
+                .max(self.limits.share(MOUNT_POINT_PERMILLE)),
+            StopStep::RemoveRuntimeFiles => left.max(self.limits.share(RUNTIME_PERMILLE)),
         }
     }
 }

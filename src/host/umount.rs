@@ -19,6 +19,9 @@ use super::stop::{
 };
 use crate::env::Clock;
 
+/// How long a server may take to end once its mount is dead.
+const ENDING_LIMIT: Duration = Duration::from_secs(2);
+
 /// Why there is nothing that could be unmounted.
 #[derive(Debug, thiserror::Error)]
 pub enum UmountError {
@@ -88,13 +91,19 @@ pub fn clean_dead(
     limits: StopLimits,
     clock: &dyn Clock,
 ) -> Result<Option<StopReport>, UmountError> {
-    let found = match Found::at(dir, mount_point) {
+    let mut found = match Found::at(dir, mount_point) {
         Ok(found) => found,
         Err(UmountError::Foreign { .. }) => return Ok(None),
         Err(error) => return Err(error),
     };
-    if found.server.is_some() || found.plan_is_empty() || (found.dev.is_some() && !is_dead(&found.path)?) {
+    if found.plan_is_empty() || (found.dev.is_some() && !is_dead(&found.path)?) {
         return Ok(None);
+    }
+    if let Some(server) = found.server.take() {
+        // A server whose mount is dead is about to end: killed, its memory takes the kernel a while.
+        if found.dev.is_none() || !server.wait_exit(ENDING_LIMIT) {
+            return Ok(None);
+        }
     }
     log::info!("{}: its server is gone, cleaning up", found.path.display());
     let report = StopReport { steps: Vec::new(), state: FinalState::StillMounted, taken: Duration::ZERO };
