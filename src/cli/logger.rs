@@ -39,9 +39,10 @@ impl Log for Logger {
     }
 
     fn log(&self, record: &Record<'_>) {
-        // fuser tells of each mount and unmount at info level; the server does so itself.
+        // The FUSE library tells of each mount, and warns of an unmount that somebody else did; the server says
+        // both itself.
         let ours = record.target().starts_with("revfs");
-        if !self.enabled(record.metadata()) || (!ours && record.level() > Level::Warn) {
+        if !self.enabled(record.metadata()) || (!ours && record.level() > Level::Error) {
             return;
         }
         let word = match record.level() {

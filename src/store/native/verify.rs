@@ -82,7 +82,9 @@ impl NativeStore {
         // A reader of its own: pack numbers here are not those of the index.
         let reader = super::Reader::new(self.objects.clone(), 0);
         let mut passed = 0;
-        let mut sampled = 0.0;
+        // The first pack is always among them, however small the sample.
+        let mut sampled =
+            if options.sample_percent > 0.0 { 1.0 - options.sample_percent / 100.0 } else { 0.0 };
         for number in 0..seen.packs.len() {
             // Evenly spread, so that a small sample still sees old and new packs.
             sampled += options.sample_percent / 100.0;

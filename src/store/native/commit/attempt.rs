@@ -186,6 +186,8 @@ impl Transaction {
         for (file, edit) in self.files.iter().filter(|(_, edit)| edit.touched()) {
             files.push(self.record_file(&head, *file, edit)?);
         }
+        // By name, for people read it; identities are random.
+        files.sort_by(|one, two| one.change.path.cmp(&two.change.path));
         let tags = self
             .tags
             .iter()
