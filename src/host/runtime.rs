@@ -508,6 +508,26 @@ mod tests {
     }
 
     #[test]
+    fn nobody_gets_the_lock_while_its_holder_updates() {
+        let (_temp, dir, mnt) = fixture();
+        let mut lock = MountLock::acquire(&dir, info(&mnt)).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                    let other = MountLock::acquire(&dir, info(&mnt));
+                    assert!(matches!(other, Err(LockError::Held { info: Some(_), .. })), "{other:?}");
+                }
+            });
+            for round in 0..500 {
+                lock.update(|info| info.pid_start = round).unwrap();
+            }
+            done.store(true, std::sync::atomic::Ordering::SeqCst);
+        });
+        assert_eq!(dir.read_info(&mnt).unwrap().unwrap().pid_start, 499);
+    }
+
+    #[test]
     fn who_comes_late_does_not_remove_the_file_of_the_next_holder() {
         let (_temp, dir, mnt) = fixture();
         let first = MountLock::acquire(&dir, info(&mnt)).unwrap();
