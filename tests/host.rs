@@ -559,7 +559,7 @@ fn without_privileges_a_mount_is_stopped_through_fusermount3() {
 
 #[test]
 fn a_process_handle_turns_readable_when_the_process_ends() {
-    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut child = Command::new("sleep").arg("100").stdout(Stdio::null()).spawn().unwrap();
     let process = Process::open(child.id()).unwrap();
     process.signal(Signal::KILL).unwrap();
     eventually("end", || {

@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn the_parent_goes_on_when_the_child_is_ready() {
-        let ready = shell("echo noise; echo ready; exec >/dev/null 2>&1; exec sleep 1000", LONG).unwrap();
+        let ready = shell("echo noise; echo ready; exec >/dev/null 2>&1; exec sleep 100", LONG).unwrap();
         let child = Process::open(ready.pid).unwrap();
         assert!(child.is_alive());
         child.signal(Signal::KILL).unwrap();
@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_child_that_is_late_is_stopped() {
-        let error = shell("echo working; echo $$; exec sleep 1000", Duration::from_millis(200)).unwrap_err();
+        let error = shell("echo working; echo $$; exec sleep 100", Duration::from_millis(200)).unwrap_err();
         let DaemonError::TimedOut { text, .. } = error else { panic!("{error:?}") };
         let pid: u32 = text.lines().last().unwrap().parse().unwrap();
         assert!(Process::open(pid).is_err());

@@ -198,7 +198,11 @@ mod tests {
 
     #[test]
     fn a_process_is_alive_until_it_ends_and_gets_signals() {
-        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("100")
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
         let process = Process::open(child.id()).unwrap();
         assert!(process.is_alive());
         assert!(!process.wait_exit(Duration::from_millis(10)));

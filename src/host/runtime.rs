@@ -212,11 +212,18 @@ impl RuntimeDir {
     }
 
     fn remove_stale_name(&self, name: &str) -> Result<Removal, RuntimeError> {
-        let Some(file) = self.open(name)? else { return Ok(Removal::Absent) };
-        if !self.try_lock(&file, name)? {
+        match self.open(name)? {
+            Some(file) => self.remove_if_stale(&file, name),
+            None => Ok(Removal::Absent),
+        }
+    }
+
+    /// `file` was opened at `name`, where another file may stand by now.
+    fn remove_if_stale(&self, file: &File, name: &str) -> Result<Removal, RuntimeError> {
+        if !self.try_lock(file, name)? {
             return Ok(Removal::Held);
         }
-        if self.is_at(&file, name)? {
+        if self.is_at(file, name)? {
             self.unlink(name)?;
         }
         Ok(Removal::Removed)
@@ -498,6 +505,38 @@ mod tests {
         assert!(!dir.is_at(&old, &lock.name).unwrap());
         drop(lock);
         assert_eq!(files(&dir), 0);
+    }
+
+    #[test]
+    fn nobody_gets_the_lock_while_its_holder_updates() {
+        let (_temp, dir, mnt) = fixture();
+        let mut lock = MountLock::acquire(&dir, info(&mnt)).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                    let other = MountLock::acquire(&dir, info(&mnt));
+                    assert!(matches!(other, Err(LockError::Held { info: Some(_), .. })), "{other:?}");
+                }
+            });
+            for round in 0..500 {
+                lock.update(|info| info.pid_start = round).unwrap();
+            }
+            done.store(true, std::sync::atomic::Ordering::SeqCst);
+        });
+        assert_eq!(dir.read_info(&mnt).unwrap().unwrap().pid_start, 499);
+    }
+
+    #[test]
+    fn who_comes_late_does_not_remove_the_file_of_the_next_holder() {
+        let (_temp, dir, mnt) = fixture();
+        let first = MountLock::acquire(&dir, info(&mnt)).unwrap();
+        let name = first.name.clone();
+        let opened = dir.open(&name).unwrap().unwrap();
+        drop(first);
+        let _second = MountLock::acquire(&dir, info(&mnt)).unwrap();
+        dir.remove_if_stale(&opened, &name).unwrap();
+        assert!(dir.read_info(&mnt).unwrap().is_some());
     }
 
     #[test]
