@@ -18,7 +18,9 @@ use revfs::env::{SystemClock, sleep};
 use revfs::store::native::{NativeStore, OpenOptions};
 
 /// A test that takes longer than this hangs: what it mounted and started is ended, so that it fails instead.
-const WATCHDOG: Duration = Duration::from_secs(170);
+const WATCHDOG: Duration = Duration::from_secs(400);
+/// The same for the long versions.
+const WATCHDOG_SLOW: Duration = Duration::from_secs(3600);
 /// A command that takes longer than this hangs.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 /// How long anything may take that is to happen by itself.
@@ -183,7 +185,8 @@ impl Place {
         let (watchdog, done) = channel();
         let of = root.clone();
         let bark = move || {
-            if done.recv_timeout(WATCHDOG) == Err(RecvTimeoutError::Timeout) {
+            let limit = if slow() { WATCHDOG_SLOW } else { WATCHDOG };
+            if done.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
                 eprintln!("the test hangs: ending what it started in {}", of.display());
                 end_all(&of);
             }

@@ -2,7 +2,7 @@
 //!
 //! Each put is the steps that `object_store` takes on a local directory with fsync: write a staging file, fsync
 //! it, link it to its name, fsync the directory; a multipart upload writes parts and renames.
-//! `tests/commands.rs` watches the real program by strace and checks that it takes these very steps in this order.
+//! `tests/kill.rs` watches the real program by strace and checks that it takes these very steps in this order.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
