@@ -109,7 +109,7 @@ fn ctrl_c_unmounts_and_removes() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let child = bench(dir.path(), &["--only", "getattr", "--pairs", "1000"])
+    let child = bench(dir.path(), &["--only", "getattr", "--pairs", "1000", "--scale", "0.002"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
