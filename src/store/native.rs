@@ -420,3 +420,40 @@ pub fn init_in(
     let url = inner.to_string();
     pollster::block_on(init::init_objects(&Objects::new(inner), &url, options, clock))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::BufferPool;
+
+    #[test]
+    fn index_values_with_a_wrong_checksum_rebuild_the_index() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("store");
+        let options = InitOptions { sync: false, ..InitOptions::default() };
+        NativeStore::init(&root, &options, &*SystemClock::shared()).unwrap();
+        let store = NativeStore::open(&root, OpenOptions { sync: false, ..OpenOptions::default() }).unwrap();
+        let mut txn = store.begin(None).unwrap();
+        let file = txn.create(b"dir/f", None).unwrap();
+        pollster::block_on(txn.write(file, 0..5, b"bytes")).unwrap();
+        let tid = pollster::block_on(txn.commit()).unwrap().tid;
+        let at = ReadTxn::new(&store.as_store(), tid).unwrap();
+        // Each question meets the damage first, once.
+        let read = || {
+            let runs = at.blocks(file, BlockIndex::ZERO, BlockCount::new(1)).unwrap();
+            let BlockData::Stored { pack, offset, .. } = runs[0].data else { panic!("{runs:?}") };
+            let source = crate::store::PieceSource::Raw { pack, offset };
+            let buffer = BufferPool::new(1, 1).take(5);
+            let piece = Piece { at: 0, len: 5, source };
+            pollster::block_on(at.store().read(vec![piece], buffer).wait()).unwrap().to_vec()
+        };
+        store.index.spoil();
+        assert_eq!(at.resolve(b"dir/f").unwrap(), Some(Entry::File(file)));
+        store.index.spoil();
+        assert_eq!(at.file(file).unwrap().map(|meta| meta.size), Some(5));
+        store.index.spoil();
+        assert_eq!(read(), b"bytes");
+        let before = store.index.applied().unwrap();
+        assert_eq!((before.0, before.2), (1, tid), "built anew, whole");
+    }
+}

@@ -222,3 +222,23 @@ fn open_tables(env: &Env<WithoutTls>) -> Result<Tables, IndexError> {
 fn open_value<'v>(table: &'static str, key: &[u8], value: &'v [u8]) -> Result<Reader<'v>, IndexError> {
     Ok(Reader::new(table, unseal(table, key, value)?))
 }
+
+#[cfg(test)]
+impl Index {
+    /// Flips a bit in each value of the tables that answer reads.
+    pub fn spoil(&self) {
+        let mut txn = self.env.write_txn().unwrap();
+        for table in [self.tables.files, self.tables.blocks, self.tables.names, self.tables.packs] {
+            let values: Vec<(Vec<u8>, Vec<u8>)> = table
+                .iter(&txn)
+                .unwrap()
+                .map(|item| item.map(|(key, value)| (key.to_vec(), value.to_vec())).unwrap())
+                .collect();
+            for (key, mut value) in values {
+                value[0] ^= 1;
+                table.put(&mut txn, &key, &value).unwrap();
+            }
+        }
+        txn.commit().unwrap();
+    }
+}
