@@ -172,6 +172,7 @@ fn of_commit(error: &CommitError) -> ExitCode {
         | CommitError::Index(_)
         | CommitError::Object(_)
         | CommitError::TooOld
+        | CommitError::Unreadable { .. }
         | CommitError::RecordTooLarge { .. } => ExitCode::Failure,
     }
 }

@@ -66,6 +66,11 @@ impl PackBuilder {
         self.data_len
     }
 
+    /// Blocks so far.
+    pub fn blocks(&self) -> usize {
+        self.hashes.len()
+    }
+
     /// Bytes that wait to be taken.
     pub fn pending(&self) -> usize {
         self.parts_len

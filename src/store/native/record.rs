@@ -19,7 +19,9 @@ pub const HEADER_BYTES: usize = 24;
 pub const RECORD_BYTES_MAX: u64 = 256 << 20;
 /// New bytes of up to this size travel inside the record.
 pub const INLINE_BYTES_MAX: usize = 64 << 10;
-/// Room for the footer behind inline bytes: a 24-byte hash entry per 4 KiB block, and checksums.
+/// New blocks up to this many travel inside the record: each has an entry of 24 bytes in the footer.
+pub const INLINE_BLOCKS_MAX: usize = 2048;
+/// Room for the footer behind inline bytes: the entries of the blocks, checksums, and padding.
 const INLINE_FOOTER_MAX: usize = 64 << 10;
 /// Largest file, bytes: the kernel's offsets are signed.
 pub const FILE_BYTES_MAX: u64 = i64::MAX as u64;

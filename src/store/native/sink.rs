@@ -13,7 +13,7 @@ use revfs_protocol::{BlockSize, FileId};
 use super::format::pack_object;
 use super::objects::Objects;
 use super::pack::{BlockHash, PACK_DATA_BYTES_MAX, PackBuilder};
-use super::record::{INLINE_BYTES_MAX, PackRef, Place};
+use super::record::{INLINE_BLOCKS_MAX, INLINE_BYTES_MAX, PackRef, Place};
 use crate::env;
 use crate::store::Codec;
 
@@ -133,6 +133,8 @@ impl Sink {
     /// Ends it: all bytes are durable, or are answered to travel inside the record.
     pub async fn finish(&mut self) -> object_store::Result<(Vec<PackRef>, Vec<u8>)> {
         let small = self.packs.is_empty()
+            && self.tail.len() + self.current.as_ref().map_or(0, |current| current.builder.blocks())
+                <= INLINE_BLOCKS_MAX
             && self.current.as_ref().is_none_or(|current| current.upload.is_none())
             && self.current.as_ref().map_or(0, |current| current.builder.pending()) + self.tail_bytes
                 <= INLINE_BYTES_MAX - 8 * self.tail.len().min(INLINE_BYTES_MAX / 8);

@@ -84,6 +84,10 @@ impl Transaction {
                 let (len, max) = (bytes.len() as u64, RECORD_BYTES_MAX);
                 return Err(CommitError::RecordTooLarge { len, max });
             }
+            // What a reader would refuse is never published: it would be damage for everybody.
+            if let Err(what) = log::check(&bytes, &end) {
+                return Err(CommitError::Unreadable { what });
+            }
             match self.create_record(&end, &record, bytes, sent).await? {
                 Outcome::Ours => return Ok(self.finished(&record, warnings).await),
                 Outcome::Lost => {

@@ -140,6 +140,12 @@ pub enum CommitError {
     /// The transaction took too long.
     #[error("the transaction is older than 24 hours, its packs may be cleaned away: begin again")]
     TooOld,
+    /// The record would be refused by every reader.
+    #[error("the commit record would not be readable ({what}); nothing was committed: please report it")]
+    Unreadable {
+        /// What a reader would say.
+        what: String,
+    },
     /// The record would be larger than a reader accepts.
     #[error(
         "the commit record would have {len} bytes, more than {max}: commit in several steps, or with larger blocks"
