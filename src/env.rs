@@ -16,6 +16,11 @@ pub trait Clock: Send + Sync + Debug {
     fn monotonic(&self) -> Duration;
 }
 
+/// Processors that this process may use, at least 1.
+pub fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// The clock of the machine.
 #[derive(Debug)]
 pub struct SystemClock {

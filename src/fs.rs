@@ -12,4 +12,4 @@ mod kernel;
 mod mount;
 pub mod tree;
 
-pub use mount::{DiskSpace, MountError, MountOptions, Mounted, mount};
+pub use mount::{DiskSpace, MountError, MountOptions, Mounted, mount, threads_default};

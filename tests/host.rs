@@ -512,6 +512,9 @@ fn read_ahead_of_a_mount_is_set_to_what_is_asked() {
 fn a_command_returns_when_its_background_server_is_ready_or_fails() {
     let Some(stage) = Stage::new("background") else { return };
     let clock = SystemClock::shared();
+    // As `flock FILE revfs mount ...` hands the lock down: the server must not hold it for as long as it lives.
+    let handed_down = std::fs::File::create(stage.temp.path().join("handed-down")).unwrap();
+    rustix::io::fcntl_setfd(&handed_down, rustix::io::FdFlags::empty()).unwrap();
     let background = with_signals_blocked(|| spawn_background(&stage.part("daemon"), LONG, &*clock)).unwrap();
     let server = Process::open(background.pid).unwrap();
     assert!(matches!(stage.state(), MountState::Alive(_)));
@@ -520,6 +523,11 @@ fn a_command_returns_when_its_background_server_is_ready_or_fails() {
     for fd in 0..=2 {
         let target = std::fs::read_link(format!("/proc/{}/fd/{fd}", background.pid)).unwrap();
         assert_eq!(target, Path::new("/dev/null"), "descriptor {fd}");
+    }
+    let own = format!("/proc/{}/fd", background.pid);
+    for entry in std::fs::read_dir(own).unwrap() {
+        let target = std::fs::read_link(entry.unwrap().path()).unwrap_or_default();
+        assert!(!target.ends_with("handed-down"), "{}", target.display());
     }
     let report = stage.umount(StopLimits::default()).unwrap();
     assert!(report.is_clean() && !server.is_alive(), "{report:?}");

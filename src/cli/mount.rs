@@ -52,11 +52,11 @@ pub struct MountArgs {
     /// Group of all files [default: that of who runs the server]
     #[arg(long, value_name = "GID")]
     pub gid: Option<u32>,
-    /// Threads that serve the kernel
-    #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub threads: u16,
+    /// Threads that serve the kernel [default: two a processor, 4 to 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: Option<u16>,
     /// How far ahead of a reader the kernel reads; only root can set it
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "8M")]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "16M")]
     pub read_ahead: u64,
     /// Largest read that the kernel asks for, for measurements
     #[arg(long, value_name = "SIZE", value_parser = parse_size, hide = true)]
@@ -116,7 +116,7 @@ pub struct MountPlan {
     /// Group of all files.
     pub gid: u32,
     /// Threads that serve the kernel.
-    pub threads: u16,
+    pub threads: usize,
     /// How far ahead of a reader the kernel reads, bytes.
     pub read_ahead_bytes: u64,
     /// Largest READ, bytes, if it is to be smaller than usual.
@@ -141,7 +141,7 @@ impl MountPlan {
             log: args.log.as_deref().map(std::path::absolute).transpose()?,
             uid: args.uid.unwrap_or_else(|| rustix::process::getuid().as_raw()),
             gid: args.gid.unwrap_or_else(|| rustix::process::getgid().as_raw()),
-            threads: args.threads,
+            threads: args.threads.map_or_else(crate::fs::threads_default, usize::from),
             read_ahead_bytes: args.read_ahead,
             max_read_bytes: args.max_read.map(|bytes| u32::try_from(bytes).unwrap_or(u32::MAX)),
             fault_read_delay: args.fault_read_delay,
@@ -238,8 +238,8 @@ mod tests {
     #[test]
     fn what_is_left_out_has_the_documented_value() {
         let Each::Mount(mount) = parse(&words("mount s m")) else { panic!() };
-        assert_eq!((mount.cache, mount.threads, mount.foreground), (1 << 30, 8, false));
-        assert_eq!(mount.read_ahead, 8 << 20);
+        assert_eq!((mount.cache, mount.threads, mount.foreground), (1 << 30, None, false));
+        assert_eq!(mount.read_ahead, 16 << 20);
         let Each::Umount(umount) = parse(&words("umount m --timeout 5s")) else { panic!() };
         assert_eq!(umount.timeout, Duration::from_secs(5));
         assert!(matches!(parse(&words("status")), Each::Status(StatusArgs { mount_point: None, .. })));

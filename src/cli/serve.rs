@@ -272,7 +272,7 @@ fn mount_options(plan: &MountPlan, clock: &Arc<dyn Clock>) -> MountOptions {
         allow_other: plan.allow_other,
         uid: Some(plan.uid),
         gid: Some(plan.gid),
-        threads: usize::from(plan.threads),
+        threads: plan.threads,
         max_read_bytes: plan.max_read_bytes,
         face: Face { log: Arc::new(logger::recent), ..Face::default() },
         clock: Arc::clone(clock),

@@ -34,7 +34,7 @@ const READ_BYTES_MAX: u32 = 2 << 20;
 /// READs parked on a slow storage count against it; when it is full no other file is read ahead.
 const BACKGROUND_MAX: u16 = 8192;
 /// More than the kernel offers by default; it says what it allows.
-const READAHEAD_BYTES: u32 = 8 << 20;
+const READAHEAD_BYTES: u32 = 16 << 20;
 const XATTR_TID: &str = "user.revfs.tid";
 const XATTR_FILE: &str = "user.revfs.file";
 const DIR_MODE: u16 = 0o555;

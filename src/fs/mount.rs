@@ -20,8 +20,14 @@ use super::tree::Tree;
 use crate::env::{self, Clock};
 use crate::server::{KernelCache, Server};
 
-/// Threads that read requests, unless told otherwise.
-pub const THREADS_DEFAULT: usize = 8;
+/// Bounds of the threads that serve the kernel, unless told otherwise. Fewer leave the disk idle while one copies;
+/// more than the processors can run make READs overtake each other, and a sequential reader waits for the first.
+const THREADS_DEFAULT: (usize, usize) = (4, 16);
+
+/// Threads that serve the kernel unless told otherwise: two a processor, 4 to 16.
+pub fn threads_default() -> usize {
+    (env::processors() * 2).clamp(THREADS_DEFAULT.0, THREADS_DEFAULT.1)
+}
 
 /// Space of the disk that a store is on, for `df`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,7 +82,7 @@ impl Default for MountOptions {
             allow_other: false,
             uid: None,
             gid: None,
-            threads: THREADS_DEFAULT,
+            threads: threads_default(),
             max_read_bytes: None,
             face: Face::default(),
             clock: env::SystemClock::shared(),

@@ -109,6 +109,7 @@ fn spawn_command(
     let (mut reader, writer) = io::pipe().map_err(start)?;
     let errors = writer.try_clone().map_err(start)?;
     command.env(READY_FD, "1").stdin(Stdio::null()).stdout(writer).stderr(errors);
+    keep_inherited_from_children().map_err(start)?;
     let child = command.spawn().map_err(start)?;
     // The command holds our ends of the pipe: without this its end would never show.
     drop(command);
@@ -129,6 +130,28 @@ fn spawn_command(
         if count == 0 {
             return Err(ended(child, &message, deadline.saturating_sub(clock.monotonic())));
         }
+    }
+}
+
+/// Marks everything but the standard streams to be closed in children.
+///
+/// What a shell handed down, say the lock of `flock` or a pipe that somebody reads to its end, would else be held
+/// for as long as the server lives.
+fn keep_inherited_from_children() -> io::Result<()> {
+    // SAFETY: closes nothing; it sets a flag that counts only when this process starts another program.
+    let marked = unsafe {
+        nix::libc::syscall(nix::libc::SYS_close_range, 3u32, u32::MAX, nix::libc::CLOSE_RANGE_CLOEXEC)
+    };
+    match marked {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            // Before Linux 5.11 it cannot be had in one go, and no harm comes to the server itself.
+            error if [Some(nix::libc::ENOSYS), Some(nix::libc::EINVAL)].contains(&error.raw_os_error()) => {
+                log::debug!("the server inherits open files: {error}");
+                Ok(())
+            }
+            error => Err(error),
+        },
     }
 }
 

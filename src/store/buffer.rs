@@ -6,13 +6,18 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aligned_vec::{AVec, ConstAlign};
+use memmap2::{Advice, MmapMut};
 
 /// Alignment that O_DIRECT asks for on every filesystem known, bytes.
 pub const BUFFER_ALIGN: usize = 4096;
 /// A pool keeps buffers of up to this size; larger ones are freed, bytes.
 const POOLED_BYTES_MAX: usize = 4 << 20;
 
-type Memory = AVec<u8, ConstAlign<BUFFER_ALIGN>>;
+/// Buffers of this size or more lie in huge pages, bytes. Read into scattered 4 KiB pages, a disk gets a request of
+/// hundreds of segments: measured on virtio, a third of the speed of the same read into one huge page.
+const HUGE_LEN_MIN: usize = 512 << 10;
+/// Size of a huge page, bytes, as on x86-64 and on arm64 with 4 KiB pages; elsewhere it is only an alignment.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// Keeps buffers for reuse: a fresh 2 MiB costs 512 page faults, as much as reading them.
 #[derive(Debug)]
@@ -31,19 +36,14 @@ impl BufferPool {
 
     /// A buffer of `len` bytes with arbitrary content.
     pub fn take(self: &Arc<Self>, len: usize) -> ReadBuffer {
+        let size = Memory::size_for(len.max(self.least));
         let reused = {
             let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
             // Not one that is far too large: it may be kept for long, in a cache.
-            let wanted = len.max(self.least).next_multiple_of(BUFFER_ALIGN);
-            let fits = |memory: &Memory| memory.len() >= wanted && memory.len() / 2 <= wanted;
+            let fits = |memory: &Memory| memory.len() >= size && memory.len() / 2 <= size;
             free.iter().rposition(fits).map(|index| free.swap_remove(index))
         };
-        let memory = reused.unwrap_or_else(|| {
-            let size = len.max(self.least).next_multiple_of(BUFFER_ALIGN);
-            let mut memory = Memory::with_capacity(BUFFER_ALIGN, size);
-            memory.resize(size, 0);
-            memory
-        });
+        let memory = reused.unwrap_or_else(|| Memory::new(size));
         ReadBuffer { memory, len, pool: Arc::clone(self) }
     }
 
@@ -85,13 +85,13 @@ impl ReadBuffer {
 impl std::ops::Deref for ReadBuffer {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.memory[..self.len]
+        &self.memory.bytes()[..self.len]
     }
 }
 
 impl std::ops::DerefMut for ReadBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[..self.len]
+        &mut self.memory.bytes_mut()[..self.len]
     }
 }
 
@@ -103,8 +103,69 @@ impl AsRef<[u8]> for ReadBuffer {
 
 impl Drop for ReadBuffer {
     fn drop(&mut self) {
-        let empty = Memory::new(BUFFER_ALIGN);
-        self.pool.put_back(std::mem::replace(&mut self.memory, empty));
+        self.pool.put_back(std::mem::replace(&mut self.memory, Memory::empty()));
+    }
+}
+
+/// Memory of one buffer, aligned to [`BUFFER_ALIGN`] at least.
+#[derive(Debug)]
+enum Memory {
+    Small(AVec<u8, ConstAlign<BUFFER_ALIGN>>),
+    /// `len` bytes of a mapping from `skip` on, where a huge page can begin. What lies around is never touched.
+    Huge {
+        map: MmapMut,
+        skip: usize,
+        len: usize,
+    },
+}
+
+impl Memory {
+    /// Bytes that are taken for a buffer of `len` bytes.
+    fn size_for(len: usize) -> usize {
+        len.next_multiple_of(if len >= HUGE_LEN_MIN { HUGE_PAGE } else { BUFFER_ALIGN })
+    }
+
+    fn empty() -> Memory {
+        Memory::Small(AVec::new(BUFFER_ALIGN))
+    }
+
+    fn new(size: usize) -> Memory {
+        if size >= HUGE_LEN_MIN
+            && let Ok(map) = MmapMut::map_anon(size + HUGE_PAGE)
+        {
+            if let Err(error) = map.advise(Advice::HugePage) {
+                log::debug!("buffers lie in small pages: {error}");
+            }
+            let skip = map.as_ptr().align_offset(HUGE_PAGE);
+            if skip <= HUGE_PAGE {
+                return Memory::Huge { map, skip, len: size };
+            }
+        }
+        // Where the address space is bounded, the allocator may still have some, or says that it has not.
+        let mut bytes = AVec::with_capacity(BUFFER_ALIGN, size);
+        bytes.resize(size, 0);
+        Memory::Small(bytes)
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Memory::Small(bytes) => bytes.len(),
+            Memory::Huge { len, .. } => *len,
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Memory::Small(bytes) => bytes,
+            Memory::Huge { map, skip, len } => &map[*skip..*skip + *len],
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Memory::Small(bytes) => bytes,
+            Memory::Huge { map, skip, len } => &mut map[*skip..*skip + *len],
+        }
     }
 }
 
@@ -123,6 +184,19 @@ mod tests {
         assert_ne!(small.as_ptr(), place, "far too large for it");
         let second = pool.take((2 << 20) - 5000);
         assert_eq!((second.len(), second.as_ptr()), ((2 << 20) - 5000, place));
+    }
+
+    #[test]
+    fn large_buffers_begin_where_a_huge_page_can_and_are_writable_to_their_end() {
+        let pool = BufferPool::new(0, 4096);
+        for len in [HUGE_LEN_MIN, HUGE_PAGE, HUGE_PAGE + 1, 2 * HUGE_PAGE] {
+            let mut buffer = pool.take(len);
+            assert_eq!(buffer.as_ptr() as usize % HUGE_PAGE, 0, "{len}");
+            assert_eq!(buffer.capacity(), len.next_multiple_of(HUGE_PAGE));
+            buffer.fill(7);
+            assert_eq!((buffer.len(), buffer[0], buffer[len - 1]), (len, 7, 7));
+        }
+        assert_eq!(pool.take(HUGE_LEN_MIN - 1).capacity(), HUGE_LEN_MIN, "in small pages");
     }
 
     #[test]
