@@ -7,6 +7,8 @@
 
 #[path = "common/live.rs"]
 mod live;
+#[path = "common/mapping.rs"]
+mod mapping;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -19,6 +21,7 @@ use live::{
     Guarded, Live, Place, mounts_below, no_fuse, no_root, noise, runtime_files_of, servers_of, signal_to,
     wait_for, wait_until,
 };
+use mapping::Mapping;
 use revfs::env::SystemClock;
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -117,6 +120,51 @@ fn a_busy_mount_is_taken_from_its_users_when_the_time_is_up() {
             assert!([Errno::NOTCONN, Errno::CONNABORTED, Errno::IO].contains(&error), "{error}");
         }
     }
+}
+
+#[test]
+fn umount_says_at_once_who_uses_the_mount_and_how_long_it_waits() {
+    if no_fuse("umount_says_at_once_who_uses_the_mount") {
+        return;
+    }
+    use std::io::BufRead;
+    for (timeout, waits) in [("30s", "up to 15 s"), ("10s", "up to 5 s")] {
+        let (place, live) = served();
+        // By an open file, and by a mapping of one that is closed.
+        let file = (timeout == "30s").then(|| File::open(live.head("a")).unwrap());
+        let mapping = file.is_none().then(|| Mapping::new(&live.head("a"), 4096));
+        let sitting = sitting_in(&live.path("head"));
+        let mut command = place.command(&["umount", "m", "--timeout", timeout]);
+        let mut umount = Guarded(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+        let mut line = String::new();
+        std::io::BufReader::new(umount.0.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("note: ") && line.contains(waits), "{line}");
+        for user in [format!("cat ({})", sitting.0.id()), format!("({})", std::process::id())] {
+            assert!(line.contains(&user), "{user}: {line}");
+        }
+        assert!(umount.0.try_wait().unwrap().is_none(), "it waits for them");
+        drop((file, mapping, sitting));
+        assert_eq!(live::end_of(&mut umount.0, Duration::from_secs(30)).code(), Some(0));
+        place.expect_nothing_left();
+    }
+    // Nobody uses it: nothing is said.
+    let (place, _live) = served();
+    assert_eq!(place.run(&["umount", "m"]).err, "");
+}
+
+#[test]
+fn a_short_timeout_is_kept_by_the_server_itself_which_ends_in_order() {
+    if no_fuse("a_short_timeout_is_kept_by_the_server") {
+        return;
+    }
+    let (place, live) = served();
+    let _sitting = sitting_in(&live.path("head"));
+    place.ok(&["umount", "m", "--timeout", "6s"]);
+    place.expect_nothing_left();
+    // Its own last words, after which it closed the index: SIGKILL leaves neither.
+    let log = fs::read_to_string(place.path("server.log")).unwrap();
+    assert!(log.contains("stop: unmount lazily: Done") && log.contains(": Detached"), "{log}");
+    assert!(!place.path("s/index/v1/unsynced").exists(), "{log}");
 }
 
 #[test]

@@ -68,7 +68,8 @@ pub struct MountArgs {
 
 /// Stop the server of a mount point and unmount it.
 ///
-/// Always ends: what does not stop by itself is stopped more and more firmly until the time is up.
+/// Programs that use it are named, and get up to 15 s (half of --timeout if that is less) to let go of it. Always
+/// ends: what does not stop by itself is stopped more and more firmly until the time is up.
 #[derive(Args, Clone, Debug)]
 #[command(after_long_help = "EXAMPLES\n  revfs umount /mnt/store\n  revfs umount /mnt/store --timeout 5s")]
 pub struct UmountArgs {

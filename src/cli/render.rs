@@ -43,6 +43,11 @@ impl Table {
     }
 }
 
+/// How many things of a kind, in words: one is singular.
+pub(super) fn count(count: u64, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
 /// A moment without its fraction, for people.
 fn seconds(time: &str) -> String {
     match time.split_once('.') {

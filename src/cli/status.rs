@@ -13,15 +13,20 @@ use crate::host::mount_state::{MountState, mount_state};
 use crate::host::mountinfo::{absolute_mount_point, revfs_mounts};
 use crate::host::runtime::{RuntimeDir, RuntimeInfo};
 use crate::host::stop::StopLimits;
-use crate::host::umount::{UmountError, clean_dead, umount as stop_server};
+use crate::host::umount::{InUse, UmountError, clean_dead, umount as stop_server};
+use crate::host::users::MountUser;
 
 use super::mount::{StatusArgs, UmountArgs};
 use super::output::{Output, say};
+use super::render::count;
 use super::serve::{ServeError, ended};
 use super::{CliError, ExitCode};
 
 /// How long a server may take to answer before it counts as stuck.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// Users of a mount that are named; the others are counted.
+const USERS_SHOWN_MAX: usize = 8;
 
 /// A served mount point.
 #[derive(Debug, Serialize)]
@@ -39,13 +44,32 @@ pub(super) fn umount(args: &UmountArgs) -> Result<ExitCode, CliError> {
     let dir = Arc::new(RuntimeDir::of_user().map_err(ServeError::from)?);
     let clock = SystemClock::shared();
     let limits = StopLimits::with_total(args.timeout);
-    let report = stop_server(&dir, &args.mount_point, limits, &*clock).map_err(ServeError::from)?;
+    let mut in_use =
+        |what: &InUse| say(&format!("note: {}: {}", args.mount_point.display(), in_use_text(what)));
+    let report =
+        stop_server(&dir, &args.mount_point, limits, &*clock, &mut in_use).map_err(ServeError::from)?;
     if !report.is_clean() {
         for step in report.steps.iter().filter_map(|step| step.problem.as_ref()) {
             say(&format!("warning: {step}"));
         }
     }
     ended(&args.mount_point, &report)
+}
+
+/// Who uses a mount, and what comes of it.
+fn in_use_text(in_use: &InUse) -> String {
+    let mut users: Vec<String> =
+        in_use.users.iter().take(USERS_SHOWN_MAX).map(MountUser::to_string).collect();
+    match in_use.users.len().saturating_sub(USERS_SHOWN_MAX) {
+        _ if users.is_empty() => users.push("processes that this user may not look at".to_owned()),
+        0 => {}
+        more => users.push(count(more as u64, "other")),
+    }
+    format!(
+        "in use by {}: waiting up to {:.0} s for the end of that, then the mount is taken from them",
+        users.join(", "),
+        in_use.grace.as_secs_f64().max(1.0)
+    )
 }
 
 /// `revfs status`.
@@ -134,5 +158,23 @@ impl Status {
             lines.extend(self.stats.iter().map(|(name, value)| format!("  {name}  {value}")));
         }
         lines.join("\n") + "\n"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_of_a_mount_are_named_or_counted() {
+        let user = |pid| MountUser { pid, name: "cat".to_owned() };
+        let text = |pids: std::ops::Range<u32>| {
+            in_use_text(&InUse { users: pids.map(user).collect(), grace: Duration::from_millis(2_900) })
+        };
+        let end = ": waiting up to 3 s for the end of that, then the mount is taken from them";
+        assert_eq!(text(7..9), format!("in use by cat (7), cat (8){end}"));
+        assert_eq!(text(0..0), format!("in use by processes that this user may not look at{end}"));
+        assert!(text(0..9).ends_with(&format!("cat (7), 1 other{end}")));
+        assert!(text(0..10).ends_with(&format!("cat (7), 2 others{end}")));
     }
 }

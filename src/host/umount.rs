@@ -1,13 +1,13 @@
 //! umount: takes a mount down from outside: asks its server, and does without it when it has to.
 //!
 //! Invariant: a mount that is not of revfs is never touched, and no process gets a signal unless the run-time
-//! file names it with the start time that it has. Left out on purpose: bind mounts of the tree elsewhere.
+//! file names it with the start time that it has. The server has the same limits as this process, a little less of
+//! them, so that it ends its mount and itself in order before this process does it by force. Left out on purpose:
+//! bind mounts of the tree elsewhere.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-
-use rustix::process::Signal;
 
 use super::mount_state::{LOOK_LIMIT_MS, MountState, MountStateError, mount_state};
 use super::mountinfo::{absolute_mount_point, find_mount};
@@ -17,8 +17,16 @@ use super::stop::{
     FinalState, RuntimeFiles, StepOutcome, StopLimits, StopPlan, StopProblem, StopReport, StopStep,
     continue_stop,
 };
+use super::users::{MountUser, users_of};
+use super::wait::bounded;
 use crate::env::Clock;
 
+/// What a server gets of the total, in order to end by itself: as much as is left of the default after it.
+const SERVER_SHARE: (u32, u32) = (5, 6);
+/// A mount that is still there so long after its server was asked is in use, even if it is not known by whom.
+const BUSY_AFTER: Duration = Duration::from_secs(1);
+/// How long it may take to find out who uses a mount.
+const USERS_LIMIT: Duration = Duration::from_secs(1);
 /// How long a server may take to end once its mount is dead.
 const ENDING_LIMIT: Duration = Duration::from_secs(2);
 
@@ -48,8 +56,18 @@ pub enum UmountError {
     Runtime(#[from] RuntimeError),
 }
 
-/// Unmounts `mount_point` within `limits.total`: its server is asked by SIGTERM and has four fifths of that; then,
-/// or if there is no server to ask, this process takes the steps of the ladder itself. A dead mount is cleaned.
+/// That a mount is in use, told before the wait for its users begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InUse {
+    /// Who uses it, as far as this user may know.
+    pub users: Vec<MountUser>,
+    /// How long they have to let go of it.
+    pub grace: Duration,
+}
+
+/// Unmounts `mount_point` within `limits.total`: its server is asked by SIGTERM and has five sixths of that; then,
+/// or if there is no server to ask, this process takes the steps of the ladder itself. A dead mount is cleaned. If
+/// the mount is in use, `in_use` is called once, before the wait.
 ///
 /// # Errors
 /// [`UmountError`] if nothing was done; else see the report.
@@ -58,6 +76,7 @@ pub fn umount(
     mount_point: &Path,
     limits: StopLimits,
     clock: &dyn Clock,
+    in_use: &mut dyn FnMut(&InUse),
 ) -> Result<StopReport, UmountError> {
     let start = clock.monotonic();
     let found = Found::at(dir, mount_point)?;
@@ -67,7 +86,7 @@ pub fn umount(
     let mut report = StopReport { steps: Vec::new(), state: FinalState::StillMounted, taken: Duration::ZERO };
     let mut ladder_limits = limits;
     if let Some(server) = &found.server {
-        let result = ask(server, limits.total * 4 / 5);
+        let result = ask(server, &found, limits.total, in_use);
         // A server that may not be asked has had no grace yet.
         if !matches!(result, Err(StopProblem::Process(_))) {
             ladder_limits = ladder_limits.without_grace();
@@ -75,6 +94,8 @@ pub fn umount(
         report.record(clock.monotonic().saturating_sub(start), StopStep::AskServer, result);
     } else if is_dead(&found.path)? {
         ladder_limits = ladder_limits.without_grace();
+    } else if let users @ [_, ..] = &*found.users() {
+        in_use(&InUse { users: users.to_vec(), grace: ladder_limits.grace });
     }
     ladder_limits.total = limits.total.saturating_sub(clock.monotonic().saturating_sub(start));
     Ok(continue_stop(found.into_plan(dir, ladder_limits), clock, start, report))
@@ -141,6 +162,21 @@ impl Found {
         Ok(Found { path, dev: entry.map(|entry| entry.dev), info, server })
     }
 
+    /// Who uses the mount. Its own server does not count.
+    fn users(&self) -> Vec<MountUser> {
+        let own = self.info.as_ref().map(|info| info.pid);
+        let Some(dev) = self.dev else { return Vec::new() };
+        let path = self.path.clone();
+        // A process that hangs in a fault may keep its own list of mappings locked.
+        let mut users =
+            bounded("revfs-users", USERS_LIMIT, move || users_of(&path, dev)).unwrap_or_else(|error| {
+                log::warn!("who uses {} is not known: {error}", self.path.display());
+                Vec::new()
+            });
+        users.retain(|user| Some(user.pid) != own);
+        users
+    }
+
     fn plan_is_empty(&self) -> bool {
         self.dev.is_none() && self.info.is_none()
     }
@@ -158,11 +194,35 @@ impl Found {
     }
 }
 
-fn ask(server: &Process, limit: Duration) -> Result<StepOutcome, StopProblem> {
-    match server.signal(Signal::TERM) {
-        Ok(()) if server.wait_exit(limit) => Ok(StepOutcome::Done),
-        Ok(()) => Err(StopProblem::ServerStays { pid: server.pid(), limit }),
-        Err(ProcessError::Gone { .. }) => Ok(StepOutcome::Done),
-        Err(error) => Err(error.into()),
+/// Asks a server to stop within its share of `total`, and waits for its end.
+fn ask(
+    server: &Process,
+    found: &Found,
+    total: Duration,
+    in_use: &mut dyn FnMut(&InUse),
+) -> Result<StepOutcome, StopProblem> {
+    let limit = total.saturating_mul(SERVER_SHARE.0) / SERVER_SHARE.1;
+    let grace = StopLimits::default().within(limit).grace;
+    let users = found.users();
+    match server.terminate_within(limit) {
+        Ok(()) => {}
+        Err(ProcessError::Gone { .. }) => return Ok(StepOutcome::Done),
+        Err(error) => return Err(error.into()),
     }
+    let mut left = limit;
+    if users.is_empty() {
+        // Also those of other users, whom this one may not look at, keep the server waiting.
+        let first = BUSY_AFTER.min(limit);
+        if server.wait_exit(first) {
+            return Ok(StepOutcome::Done);
+        }
+        left = limit - first;
+    }
+    if grace > limit - left {
+        in_use(&InUse { users, grace });
+    }
+    if server.wait_exit(left) {
+        return Ok(StepOutcome::Done);
+    }
+    Err(StopProblem::ServerStays { pid: server.pid(), limit })
 }
