@@ -11,6 +11,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::Command;
 
 use bench::{Bench, noise};
 
@@ -380,6 +381,19 @@ fn a_diff_names_files_and_ranges_in_both_directions() {
     assert_eq!(brief, [("changed", "a"), ("created", "gone"), ("renamed", "moved"), ("deleted", "new")]);
     assert_eq!(back[0]["ranges"][1]["end"], old);
     assert_eq!(bench.ok(&["diff", "s", "head", "head"]), "");
+}
+
+#[test]
+fn a_time_to_come_is_told_as_such_and_one_before_all_is_the_empty_state() {
+    let bench = Bench::new();
+    bench.commit("a", b"1");
+    for time in ["2500", "2999-01-01", "9999-12-31T23"] {
+        bench.fails(&["ls", "s", time], 3, "is in the future");
+    }
+    for time in ["0001-01-01", "1899-12-31T23:59", "1969"] {
+        assert_eq!(bench.ok(&["ls", "s", time]), "", "{time}");
+    }
+    bench.fails(&["ls", "s", "0000"], 2, "is not a time");
 }
 
 #[test]
