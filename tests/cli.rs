@@ -397,6 +397,20 @@ fn a_time_to_come_is_told_as_such_and_one_before_all_is_the_empty_state() {
 }
 
 #[test]
+fn without_variables_the_author_is_the_name_of_the_user() {
+    let bench = Bench::new();
+    fs::write(bench.path("f"), b"1").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_revfs"));
+    for variable in ["REVFS_AUTHOR", "LOGNAME", "USER"] {
+        command.env_remove(variable);
+    }
+    let args = ["commit", "s", "f=f"];
+    assert!(command.args(args).current_dir(bench.path("")).output().unwrap().status.success());
+    let name = String::from_utf8(Command::new("id").arg("-un").output().unwrap().stdout).unwrap();
+    assert_eq!(bench.json(&["log", "s", "--json"])["author"], name.trim_end());
+}
+
+#[test]
 fn du_sums_what_files_take() {
     let bench = Bench::new();
     bench.commit("a", &noise(BLOCK, 13));
