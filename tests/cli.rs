@@ -482,7 +482,7 @@ fn a_full_disk_is_told_as_such() {
 fn verify_tells_damage_and_exits_with_7() {
     let bench = Bench::new();
     bench.commit("a", &noise(1 << 20, 16));
-    assert!(bench.ok(&["verify", "s"]).starts_with("whole: 1 commit records and 1 packs up to @"));
+    assert!(bench.ok(&["verify", "s"]).starts_with("whole: 1 commit record and 1 pack up to @"));
     let pack = bench.find_pack();
     let file = fs::File::options().write(true).open(pack).unwrap();
     file.write_all_at(&[0; 8], 5000).unwrap();
