@@ -270,6 +270,7 @@ fn start(plan: &MountPlan, in_background: bool) -> Result<Serving, CliError> {
 fn mount_options(plan: &MountPlan, clock: &Arc<dyn Clock>) -> MountOptions {
     MountOptions {
         allow_other: plan.allow_other,
+        noexec: plan.noexec,
         uid: Some(plan.uid),
         gid: Some(plan.gid),
         threads: usize::from(plan.threads),

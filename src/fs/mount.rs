@@ -56,6 +56,8 @@ impl DiskSpace {
 pub struct MountOptions {
     /// Other users may use it.
     pub allow_other: bool,
+    /// Nothing below it may be executed.
+    pub noexec: bool,
     /// Owner of all that is shown; `None`: who runs the server.
     pub uid: Option<u32>,
     /// Group of all that is shown; `None`: that of who runs the server.
@@ -74,6 +76,7 @@ impl Default for MountOptions {
     fn default() -> MountOptions {
         MountOptions {
             allow_other: false,
+            noexec: false,
             uid: None,
             gid: None,
             threads: THREADS_DEFAULT,
@@ -207,6 +210,9 @@ fn config(url: &str, options: &MountOptions) -> Config {
         MountOption::NoDev,
         MountOption::DefaultPermissions,
     ];
+    if options.noexec {
+        config.mount_options.push(MountOption::NoExec);
+    }
     if let Some(bytes) = options.max_read_bytes {
         config.mount_options.push(MountOption::CUSTOM(format!("max_read={bytes}")));
     }
