@@ -252,7 +252,7 @@ fn what_a_killed_server_left_is_cleaned_by_the_next_command() {
         let place = dead(made_before);
         let ended = place.run(&["status"]);
         assert_eq!(ended.code(), 0, "{}", ended.err);
-        assert!(ended.err.contains("the dead mount is cleaned"), "{}", ended.err);
+        assert!(ended.err.contains("what it left is cleaned"), "{}", ended.err);
         place.expect_nothing_left();
         assert_eq!(place.path("m").exists(), made_before);
 
@@ -307,6 +307,43 @@ fn status_shows_what_is_served() {
     assert_eq!((json["pid"].as_u64(), json["head"].as_str()), (Some(live.pid().into()), Some(&*live.at())));
     assert!(place.ok(&["status"]).contains(live.root().to_str().unwrap()));
     place.fails(&["status", "s"], 3, "is not mounted");
+}
+
+#[test]
+fn a_fuse_device_that_is_closed_to_the_user_is_named_with_the_remedy() {
+    const TEST: &str = "a_fuse_device_that_is_closed_to_the_user";
+    if no_fuse(TEST) || no_root(TEST) {
+        return;
+    }
+    let place = Place::empty();
+    fs::copy(env!("CARGO_BIN_EXE_revfs"), place.path("revfs")).unwrap();
+    fs::create_dir(place.path("run")).unwrap();
+    for name in [".", "run"] {
+        std::os::unix::fs::chown(place.path(name), Some(65534), Some(65534)).unwrap();
+    }
+    // In a mount namespace of its own the device is closed, whatever the machine has.
+    let namespace = "mknod fuse c 10 229 && chmod 600 fuse && mount --bind fuse /dev/fuse \
+        && exec setpriv --reuid=65534 --regid=65534 --clear-groups -- \"$@\"";
+    let run = |words: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--", "sh", "-c", namespace, "sh"]).args(words).current_dir(place.root());
+        command.env("XDG_RUNTIME_DIR", place.path("run")).env("HOME", place.root()).stdin(Stdio::null());
+        let ended = place.run_command(&mut command);
+        let _ = fs::remove_file(place.path("fuse"));
+        ended
+    };
+    let possible = run(&["true"]);
+    if possible.code() != 0 {
+        eprintln!("SKIPPED {TEST}: no namespaces or setpriv here: {}", possible.err);
+        return;
+    }
+    let ended = run(&["./revfs", "mount", "--create", "s", "m"]);
+    assert_eq!(ended.code(), 1, "{}", ended.err);
+    for part in ["error: ", "/dev/fuse: Permission denied", "chmod 666 /dev/fuse", "as root"] {
+        assert!(ended.err.contains(part), "{part}: {}", ended.err);
+    }
+    place.expect_nothing_left();
+    assert!(!place.path("m").exists());
 }
 
 #[test]
