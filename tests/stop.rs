@@ -273,6 +273,34 @@ fn what_a_killed_server_left_is_cleaned_by_the_next_command() {
 }
 
 #[test]
+fn status_cleans_what_a_killed_server_left_whose_mount_is_gone() {
+    const TEST: &str = "status_cleans_what_a_killed_server_left_whose_mount_is_gone";
+    if no_fuse(TEST) || no_root(TEST) {
+        return;
+    }
+    let _turn = turn();
+    for made_before in [false, true] {
+        let place = dead(made_before);
+        assert!(Command::new("umount").arg(place.path("m")).status().unwrap().success());
+        let ended = place.run(&["status"]);
+        assert_eq!(ended.code(), 0, "{}", ended.err);
+        assert!(ended.err.contains(": its server was gone"), "{}", ended.err);
+        place.expect_nothing_left();
+        assert_eq!(place.path("m").exists(), made_before);
+    }
+    // Gone with the folder that it was in: only the run-time file is left.
+    let place = Place::new();
+    fs::create_dir(place.path("in")).unwrap();
+    let live = place.mount_at("in/m");
+    kill(&place, &live);
+    assert!(Command::new("umount").arg(live.root()).status().unwrap().success());
+    fs::remove_dir_all(place.path("in")).unwrap();
+    let ended = place.run(&["status"]);
+    assert_eq!(ended.code(), 0, "{}", ended.err);
+    place.expect_nothing_left();
+}
+
+#[test]
 fn a_killed_server_loses_no_commit() {
     if no_fuse("a_killed_server_loses_no_commit") {
         return;

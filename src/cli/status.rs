@@ -2,6 +2,7 @@
 //!
 //! Invariant: neither hangs on a server that does not answer, and both clean what a killed server left.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +37,7 @@ struct Status {
     pid: Option<u32>,
     state: &'static str,
     head: Option<String>,
-    stats: std::collections::BTreeMap<String, String>,
+    stats: BTreeMap<String, String>,
 }
 
 /// `revfs umount`.
@@ -94,6 +95,15 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode, CliError> {
             for path in &paths {
                 clean(&dir, path)?;
             }
+            // Also where nothing is mounted any more: somebody unmounted what a killed server had left.
+            for path in
+                dir.mount_points().map_err(ServeError::from)?.iter().filter(|path| !paths.contains(path))
+            {
+                // Its folder may be gone or closed as well: no reason not to show the others.
+                if let Err(error) = clean(&dir, path) {
+                    say(&format!("warning: {error}"));
+                }
+            }
             let known = list()?;
             paths.extend(known.iter().map(|info| info.mount_point.clone()));
             paths.sort();
@@ -110,7 +120,7 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode, CliError> {
 fn clean(dir: &Arc<RuntimeDir>, path: &Path) -> Result<(), CliError> {
     let clock = SystemClock::shared();
     if clean_dead(dir, path, StopLimits::default(), &*clock).map_err(ServeError::from)?.is_some() {
-        say(&format!("note: {}: its server was gone, the dead mount is cleaned", path.display()));
+        say(&format!("note: {}: its server was gone, what it left is cleaned", path.display()));
     }
     Ok(())
 }
@@ -128,13 +138,14 @@ fn look(path: &Path, info: Option<&RuntimeInfo>) -> Result<Option<Status>, CliEr
     let text = |name: &str| std::fs::read_to_string(path.join(name)).ok();
     let stats = if alive { text(".revfs/stats").unwrap_or_default() } else { String::new() };
     let stats = stats.lines().filter_map(|line| line.split_once(' '));
+    let stats: BTreeMap<_, _> = stats.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     Ok(Some(Status {
         mount_point: path.display().to_string(),
         store: info.map_or_else(|| source.to_string_lossy().into_owned(), |info| info.store_url.clone()),
         pid: info.map(|info| info.pid),
         state: word,
         head: if alive { text("head/at") } else { None },
-        stats: stats.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        stats,
     }))
 }
 
