@@ -337,6 +337,46 @@ fn status_shows_what_is_served() {
     place.fails(&["status", "s"], 3, "is not mounted");
 }
 
+/// What `status` says of the mount at `m`.
+fn trouble(place: &Place) -> Option<String> {
+    let json: serde_json::Value = serde_json::from_str(&place.ok(&["status", "m", "--json"])).unwrap();
+    json["trouble"].as_str().map(str::to_owned)
+}
+
+#[test]
+fn status_shows_that_the_log_is_broken_until_it_is_whole_again() {
+    if no_fuse("status_shows_that_the_log_is_broken") {
+        return;
+    }
+    let _turn = turn();
+    let (place, live) = served();
+    let record = |store: &str, seq: u32| place.path(&format!("{store}/commits/{seq:020}"));
+    // What is to come, from a copy of the store.
+    let copied = Command::new("cp").arg("-r").arg(place.path("s")).arg(place.path("t")).status().unwrap();
+    assert!(copied.success());
+    fs::remove_dir_all(place.path("t/index")).unwrap();
+    fs::write(place.path("source"), b"2").unwrap();
+    let tids = ["b", "c"].map(|name| place.ok(&["commit", "t", &format!("{name}=source")]));
+    let first = live.at();
+    assert_eq!(trouble(&place), None);
+    // A gap: the third is there, and the second is not.
+    fs::copy(record("t", 3), record("s", 3)).unwrap();
+    wait_until("the gap is told", || trouble(&place).is_some_and(|text| text.contains("it is missing")));
+    let text = place.ok(&["status", "m"]);
+    assert!(text.contains("  trouble  the log is broken at commits/00000000000000000002: "), "{text}");
+    assert_eq!(live.at(), first);
+    fs::copy(record("t", 2), record("s", 2)).unwrap();
+    live.wait(&tids[1]);
+    wait_until("the log is whole", || trouble(&place).is_none());
+    // A record that is none.
+    fs::write(record("s", 4), b"no record").unwrap();
+    wait_until("the damage is told", || trouble(&place).is_some_and(|text| text.contains("000004: ")));
+    assert_eq!(live.at(), tids[1]);
+    assert!(place.ok(&["status"]).contains("  trouble  "));
+    place.ok(&["umount", "m"]);
+    place.expect_nothing_left();
+}
+
 #[test]
 fn a_fuse_device_that_is_closed_to_the_user_is_named_with_the_remedy() {
     const TEST: &str = "a_fuse_device_that_is_closed_to_the_user";

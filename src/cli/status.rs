@@ -37,6 +37,8 @@ struct Status {
     pid: Option<u32>,
     state: &'static str,
     head: Option<String>,
+    /// Why head does not move, as far as the server knows.
+    trouble: Option<String>,
     stats: BTreeMap<String, String>,
 }
 
@@ -138,13 +140,14 @@ fn look(path: &Path, info: Option<&RuntimeInfo>) -> Result<Option<Status>, CliEr
     let text = |name: &str| std::fs::read_to_string(path.join(name)).ok();
     let stats = if alive { text(".revfs/stats").unwrap_or_default() } else { String::new() };
     let stats = stats.lines().filter_map(|line| line.split_once(' '));
-    let stats: BTreeMap<_, _> = stats.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let mut stats: BTreeMap<_, _> = stats.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     Ok(Some(Status {
         mount_point: path.display().to_string(),
         store: info.map_or_else(|| source.to_string_lossy().into_owned(), |info| info.store_url.clone()),
         pid: info.map(|info| info.pid),
         state: word,
         head: if alive { text("head/at") } else { None },
+        trouble: stats.remove("trouble"),
         stats,
     }))
 }
@@ -165,6 +168,7 @@ impl Status {
             vec![format!("{}  {}", self.mount_point, self.state), format!("  store  {}", self.store)];
         lines.extend(self.pid.map(|pid| format!("  pid    {pid}")));
         lines.extend(self.head.iter().map(|head| format!("  head   {head}")));
+        lines.extend(self.trouble.iter().map(|trouble| format!("  trouble  {trouble}")));
         if detailed {
             lines.extend(self.stats.iter().map(|(name, value)| format!("  {name}  {value}")));
         }
