@@ -384,6 +384,25 @@ fn a_diff_names_files_and_ranges_in_both_directions() {
 }
 
 #[test]
+fn a_diff_tells_what_was_cut_off_a_file_that_shrank() {
+    let bench = Bench::new();
+    let data = noise(3 * BLOCK, 13);
+    let t1 = bench.commit("a", &data);
+    let mut shorter = data[..BLOCK + 10].to_vec();
+    shorter[0] ^= 1;
+    bench.commit("a", &shorter);
+    let expected = "changed  a  12 KiB -> 4 KiB\n    0..4106  4 KiB\n    4106..12288  8 KiB cut off\n";
+    assert_eq!(bench.ok(&["diff", "s", &t1, "head"]), expected);
+    let json = bench.json(&["diff", "s", &t1, "head", "--json"]);
+    assert_eq!(json["cut_off"], serde_json::json!({"start": BLOCK + 10, "end": 3 * BLOCK}));
+    // What has grown has nothing cut off.
+    let back = bench.json(&["diff", "s", "head", &t1, "--json"]);
+    assert_eq!(back.get("cut_off"), None);
+    bench.ok(&["mv", "s", "a", "b"]);
+    assert!(bench.ok(&["diff", "s", &t1, "head"]).ends_with("    4106..12288  8 KiB cut off\n"));
+}
+
+#[test]
 fn a_time_to_come_is_told_as_such_and_one_before_all_is_the_empty_state() {
     let bench = Bench::new();
     bench.commit("a", b"1");

@@ -183,6 +183,10 @@ fn diff_entry(entry: &DiffEntry) -> String {
             text.push_str(&format!("    {}..{}  {len}\n", range.start, range.end));
         }
     }
+    if let Some(range) = &entry.cut_off {
+        let len = format_size(range.end - range.start);
+        text.push_str(&format!("    {}..{}  {len} cut off\n", range.start, range.end));
+    }
     text
 }
 
@@ -307,6 +311,7 @@ on disk, all revisions: 2 MiB (packs 8 KiB, commits 4 KiB, index 1 MiB)
             size: 8192,
             block_size: 4096,
             ranges: vec![Range { start: 4096, end: 8192 }],
+            cut_off: None,
         };
         let renamed = entry(Change::Renamed, Some(Name::new(b"e")));
         let expected = "\
