@@ -63,16 +63,14 @@ pub(super) fn umount(args: &UmountArgs) -> Result<ExitCode, CliError> {
 fn in_use_text(in_use: &InUse) -> String {
     let mut users: Vec<String> =
         in_use.users.iter().take(USERS_SHOWN_MAX).map(MountUser::to_string).collect();
-    match in_use.users.len().saturating_sub(USERS_SHOWN_MAX) {
-        _ if users.is_empty() => users.push("processes that this user may not look at".to_owned()),
-        0 => {}
-        more => users.push(count(more as u64, "other")),
-    }
-    format!(
-        "in use by {}: waiting up to {:.0} s for the end of that, then the mount is taken from them",
-        users.join(", "),
-        in_use.grace.as_secs_f64().max(1.0)
-    )
+    let more = in_use.users.len().saturating_sub(USERS_SHOWN_MAX);
+    users.extend((more > 0).then(|| count(more as u64, "other")));
+    let what = match users.as_slice() {
+        [] => "still mounted, by processes that this user may not look at or a slow server".to_owned(),
+        users => format!("in use by {}", users.join(", ")),
+    };
+    let seconds = in_use.grace.as_secs_f64().max(1.0);
+    format!("{what}: waiting up to {seconds:.0} s for the end of that, then the mount is taken away")
 }
 
 /// `revfs status`.
@@ -186,9 +184,12 @@ mod tests {
         let text = |pids: std::ops::Range<u32>| {
             in_use_text(&InUse { users: pids.map(user).collect(), grace: Duration::from_millis(2_900) })
         };
-        let end = ": waiting up to 3 s for the end of that, then the mount is taken from them";
+        let end = ": waiting up to 3 s for the end of that, then the mount is taken away";
         assert_eq!(text(7..9), format!("in use by cat (7), cat (8){end}"));
-        assert_eq!(text(0..0), format!("in use by processes that this user may not look at{end}"));
+        assert_eq!(
+            text(0..0),
+            format!("still mounted, by processes that this user may not look at or a slow server{end}")
+        );
         assert!(text(0..9).ends_with(&format!("cat (7), 1 other{end}")));
         assert!(text(0..10).ends_with(&format!("cat (7), 2 others{end}")));
     }

@@ -21,11 +21,12 @@ use super::users::{MountUser, users_of};
 use super::wait::bounded;
 use crate::env::Clock;
 
-/// What a server gets of the total, in order to end by itself: as much as is left of the default after it.
+/// What a server gets of the total, in order to end by itself. Of the 30 s of `revfs umount` that is all of its own
+/// default.
 const SERVER_SHARE: (u32, u32) = (5, 6);
-/// A mount that is still there so long after its server was asked is in use, even if it is not known by whom.
+/// A mount that is still there so long after its server was asked is waited for, even if it is not known for whom.
 const BUSY_AFTER: Duration = Duration::from_secs(1);
-/// How long it may take to find out who uses a mount.
+/// How long it may take to find out who uses a mount, at most; a short total gives a tenth of it.
 const USERS_LIMIT: Duration = Duration::from_secs(1);
 /// How long a server may take to end once its mount is dead.
 const ENDING_LIMIT: Duration = Duration::from_secs(2);
@@ -56,10 +57,10 @@ pub enum UmountError {
     Runtime(#[from] RuntimeError),
 }
 
-/// That a mount is in use, told before the wait for its users begins.
+/// That a mount is in use, or seems to be, told before the wait for its users begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InUse {
-    /// Who uses it, as far as this user may know.
+    /// Who uses it, as far as this user may know. If nobody, it is only known that the mount stays.
     pub users: Vec<MountUser>,
     /// How long they have to let go of it.
     pub grace: Duration,
@@ -94,7 +95,7 @@ pub fn umount(
         report.record(clock.monotonic().saturating_sub(start), StopStep::AskServer, result);
     } else if is_dead(&found.path)? {
         ladder_limits = ladder_limits.without_grace();
-    } else if let users @ [_, ..] = &*found.users() {
+    } else if let users @ [_, ..] = &*found.users(limits.total) {
         in_use(&InUse { users: users.to_vec(), grace: ladder_limits.grace });
     }
     ladder_limits.total = limits.total.saturating_sub(clock.monotonic().saturating_sub(start));
@@ -162,19 +163,24 @@ impl Found {
         Ok(Found { path, dev: entry.map(|entry| entry.dev), info, server })
     }
 
-    /// Who uses the mount. Its own server does not count.
-    fn users(&self) -> Vec<MountUser> {
+    /// Who uses the mount, in a stop that has `total`. Its own server does not count.
+    fn users(&self, total: Duration) -> Vec<MountUser> {
         let own = self.info.as_ref().map(|info| info.pid);
         let Some(dev) = self.dev else { return Vec::new() };
         let path = self.path.clone();
         // A process that hangs in a fault may keep its own list of mappings locked.
-        let mut users =
-            bounded("revfs-users", USERS_LIMIT, move || users_of(&path, dev)).unwrap_or_else(|error| {
+        let mut users = bounded("revfs-users", USERS_LIMIT.min(total / 10), move || users_of(&path, dev))
+            .unwrap_or_else(|error| {
                 log::warn!("who uses {} is not known: {error}", self.path.display());
                 Vec::new()
             });
         users.retain(|user| Some(user.pid) != own);
         users
+    }
+
+    fn is_still_mounted(&self) -> bool {
+        let now = find_mount(&self.path);
+        now.is_ok_and(|entry| entry.is_some_and(|entry| Some(entry.dev) == self.dev))
     }
 
     fn plan_is_empty(&self) -> bool {
@@ -203,7 +209,7 @@ fn ask(
 ) -> Result<StepOutcome, StopProblem> {
     let limit = total.saturating_mul(SERVER_SHARE.0) / SERVER_SHARE.1;
     let grace = StopLimits::default().within(limit).grace;
-    let users = found.users();
+    let mut users = found.users(total);
     match server.terminate_within(limit) {
         Ok(()) => {}
         Err(ProcessError::Gone { .. }) => return Ok(StepOutcome::Done),
@@ -211,14 +217,16 @@ fn ask(
     }
     let mut left = limit;
     if users.is_empty() {
-        // Also those of other users, whom this one may not look at, keep the server waiting.
+        // Processes of others, at which this user may not look, keep the server waiting as well.
         let first = BUSY_AFTER.min(limit);
         if server.wait_exit(first) {
             return Ok(StepOutcome::Done);
         }
         left = limit - first;
+        users = found.users(total);
     }
-    if grace > limit - left {
+    // A server whose mount is gone is only closing its store.
+    if grace > limit - left && found.is_still_mounted() {
         in_use(&InUse { users, grace });
     }
     if server.wait_exit(left) {
