@@ -223,6 +223,18 @@ impl RuntimeDir {
         self.remove_stale_name(&name_of(&resolve(mount_point)?))
     }
 
+    /// Whether a living server holds the lock of `mount_point`.
+    ///
+    /// # Errors
+    /// [`RuntimeError`].
+    pub fn is_held(&self, mount_point: &Path) -> Result<bool, RuntimeError> {
+        let name = name_of(&resolve(mount_point)?);
+        match self.open(&name)? {
+            Some(file) => Ok(!self.try_lock(&file, &name)?),
+            None => Ok(false),
+        }
+    }
+
     fn remove_stale_name(&self, name: &str) -> Result<Removal, RuntimeError> {
         match self.open(name)? {
             Some(file) => self.remove_if_stale(&file, name),
@@ -479,6 +491,7 @@ mod tests {
         }
         assert_eq!(dir.list().unwrap(), vec![info(&mnt)]);
         assert_eq!(dir.remove_stale(&mnt).unwrap(), Removal::Held);
+        assert!(dir.is_held(&mnt).unwrap() && !dir.is_held(&mnt.with_file_name("none")).unwrap());
         let other = MountLock::acquire(&dir, info(&mnt.with_file_name("other"))).unwrap();
         drop(lock);
         other.remove().unwrap();

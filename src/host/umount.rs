@@ -122,8 +122,10 @@ pub fn clean_dead(
         return Ok(None);
     }
     if let Some(server) = found.server.take() {
-        // A server whose mount is dead is about to end: killed, its memory takes the kernel a while.
-        if found.dev.is_none() || !server.wait_exit(ENDING_LIMIT) {
+        // A server whose mount is dead, or whose lock is free, is about to end: killed, its memory takes the kernel a
+        // while. One that starts, or stops in order, holds its lock.
+        let ending = found.dev.is_some() || !dir.is_held(&found.path)?;
+        if !ending || !server.wait_exit(ENDING_LIMIT) {
             return Ok(None);
         }
     }
