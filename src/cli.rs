@@ -2,12 +2,13 @@
 //!
 //! Invariant: stdout carries data only, stderr all that is said about it, in the form
 //! `error: <thing>: <cause>: <remedy>`. The exit code follows from the kind of the error alone. A reader that
-//! closes stdout early ends a command quietly.
+//! closes stdout early ends a command quietly. Under the name `mount.revfs` the program takes the arguments of mount(8).
 
 mod args;
 mod commands;
 mod error;
 mod exit;
+mod fstab;
 mod logger;
 pub mod mount;
 mod open;
@@ -24,6 +25,7 @@ use clap::{CommandFactory, Parser};
 pub use args::{Cli, Command};
 pub use error::CliError;
 pub use exit::ExitCode;
+pub use fstab::HelperError;
 pub use serve::ServeError;
 
 /// Runs the command that `args` ask for; the first is the name of the program.
@@ -33,6 +35,15 @@ pub fn main(args: impl Iterator<Item = OsString>) -> std::process::ExitCode {
 }
 
 fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let mut args: Vec<OsString> = args.collect();
+    if let Some(program) = args.first_mut().filter(|program| fstab::is_helper(program)) {
+        *program = OsString::from("revfs");
+        match fstab::arguments(&args[1..]) {
+            Ok(Some(words)) => args.splice(1.., words).for_each(drop),
+            Ok(None) => return ExitCode::Ok,
+            Err(error) => return finish(Err(error.into())),
+        }
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {

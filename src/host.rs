@@ -17,4 +17,5 @@ pub mod stop;
 pub mod tuning;
 pub mod umount;
 pub mod unmount;
+pub mod users;
 mod wait;

@@ -227,7 +227,7 @@ impl Server {
         &self.options.runtime
     }
 
-    /// Why head does not move, if the store cannot be followed now.
+    /// Why head does not move: the store cannot be followed now, or its log is broken after head.
     pub fn trouble(&self) -> Option<Arc<String>> {
         self.trouble.load_full()
     }

@@ -314,8 +314,13 @@ pub trait Store: Send + Sync + Debug {
     /// Applies what others have committed since; answers the new head.
     ///
     /// # Errors
-    /// A log that is damaged or cannot be read. What could be applied is applied.
+    /// The log cannot be read. What could be applied is applied; damage that ends it is told by [`Store::trouble`].
     fn refresh(&self) -> Load<Result<Tid, ReadError>>;
+
+    /// Why what was committed after [`Store::head`] cannot be applied, as found by the last refresh.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 
     /// Waits until something may have been committed, `timeout` is over, or `wake_follower` is called.
     fn wait_for_commits(&self, timeout: Duration);

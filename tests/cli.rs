@@ -11,6 +11,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::Command;
 
 use bench::{Bench, noise};
 
@@ -383,6 +384,52 @@ fn a_diff_names_files_and_ranges_in_both_directions() {
 }
 
 #[test]
+fn a_diff_tells_what_was_cut_off_a_file_that_shrank() {
+    let bench = Bench::new();
+    let data = noise(3 * BLOCK, 13);
+    let t1 = bench.commit("a", &data);
+    let mut shorter = data[..BLOCK + 10].to_vec();
+    shorter[0] ^= 1;
+    bench.commit("a", &shorter);
+    let expected = "changed  a  12 KiB -> 4 KiB\n    0..4106  4 KiB\n    4106..12288  8 KiB cut off\n";
+    assert_eq!(bench.ok(&["diff", "s", &t1, "head"]), expected);
+    let json = bench.json(&["diff", "s", &t1, "head", "--json"]);
+    assert_eq!(json["cut_off"], serde_json::json!({"start": BLOCK + 10, "end": 3 * BLOCK}));
+    // What has grown has nothing cut off.
+    let back = bench.json(&["diff", "s", "head", &t1, "--json"]);
+    assert_eq!(back.get("cut_off"), None);
+    bench.ok(&["mv", "s", "a", "b"]);
+    assert!(bench.ok(&["diff", "s", &t1, "head"]).ends_with("    4106..12288  8 KiB cut off\n"));
+}
+
+#[test]
+fn a_time_to_come_is_told_as_such_and_one_before_all_is_the_empty_state() {
+    let bench = Bench::new();
+    bench.commit("a", b"1");
+    for time in ["2500", "2999-01-01", "9999-12-31T23"] {
+        bench.fails(&["ls", "s", time], 3, "is in the future");
+    }
+    for time in ["0001-01-01", "1899-12-31T23:59", "1969"] {
+        assert_eq!(bench.ok(&["ls", "s", time]), "", "{time}");
+    }
+    bench.fails(&["ls", "s", "0000"], 2, "is not a time");
+}
+
+#[test]
+fn without_variables_the_author_is_the_name_of_the_user() {
+    let bench = Bench::new();
+    fs::write(bench.path("f"), b"1").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_revfs"));
+    for variable in ["REVFS_AUTHOR", "LOGNAME", "USER"] {
+        command.env_remove(variable);
+    }
+    let args = ["commit", "s", "f=f"];
+    assert!(command.args(args).current_dir(bench.path("")).output().unwrap().status.success());
+    let name = String::from_utf8(Command::new("id").arg("-un").output().unwrap().stdout).unwrap();
+    assert_eq!(bench.json(&["log", "s", "--json"])["author"], name.trim_end());
+}
+
+#[test]
 fn du_sums_what_files_take() {
     let bench = Bench::new();
     bench.commit("a", &noise(BLOCK, 13));
@@ -454,7 +501,7 @@ fn a_full_disk_is_told_as_such() {
 fn verify_tells_damage_and_exits_with_7() {
     let bench = Bench::new();
     bench.commit("a", &noise(1 << 20, 16));
-    assert!(bench.ok(&["verify", "s"]).starts_with("whole: 1 commit records and 1 packs up to @"));
+    assert!(bench.ok(&["verify", "s"]).starts_with("whole: 1 commit record and 1 pack up to @"));
     let pack = bench.find_pack();
     let file = fs::File::options().write(true).open(pack).unwrap();
     file.write_all_at(&[0; 8], 5000).unwrap();

@@ -369,8 +369,17 @@ fn what_cannot_be_has_the_right_errno() {
     assert_eq!(fs::read(live.rev(&next, "a")).unwrap(), b"1");
     assert_eq!(fs::read(live.rev(&second, "a")).unwrap(), b"2");
     assert_eq!(error("@ffffffffffffffff"), Errno::NOENT);
-    for malformed in ["@", "@2026-13", "@-5y", "@A a", "@0123456789ABCDEF", "@@", "@2026-02-30T10:00"] {
+    for malformed in
+        ["@", "@2026-13", "@-5y", "@A a", "@0123456789ABCDEF", "@@", "@2026-02-30T10:00", "@0000"]
+    {
         assert_eq!(error(malformed), Errno::INVAL, "{malformed}");
+    }
+    // A day long before the first commit is the empty state, one to come is not there yet.
+    for year in ["0001", "1900", "1969-07-20T20:17"] {
+        assert_eq!(sorted_names(&live.path(&format!("@{year}/bigfile"))), [""; 0], "{year}");
+    }
+    for time in ["@2553", "@2554-08", "@2999-01-01", "@9999", "@9999-12-31T23:59:59.999999999Z"] {
+        assert_eq!(error(&format!("{time}/bigfile")), Errno::NOENT, "{time}");
     }
     for absent in ["x", "head/x", "head/bigfile/b", "head/by-id/0000000000000001", "head/by-id/x", "@no-tag"]
     {

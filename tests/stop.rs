@@ -7,6 +7,8 @@
 
 #[path = "common/live.rs"]
 mod live;
+#[path = "common/mapping.rs"]
+mod mapping;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -19,6 +21,7 @@ use live::{
     Guarded, Live, Place, mounts_below, no_fuse, no_root, noise, runtime_files_of, servers_of, signal_to,
     wait_for, wait_until,
 };
+use mapping::Mapping;
 use revfs::env::SystemClock;
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -120,6 +123,51 @@ fn a_busy_mount_is_taken_from_its_users_when_the_time_is_up() {
 }
 
 #[test]
+fn umount_says_at_once_who_uses_the_mount_and_how_long_it_waits() {
+    if no_fuse("umount_says_at_once_who_uses_the_mount") {
+        return;
+    }
+    use std::io::BufRead;
+    for (timeout, waits) in [("30s", "up to 15 s"), ("10s", "up to 5 s")] {
+        let (place, live) = served();
+        // By an open file, and by a mapping of one that is closed.
+        let file = (timeout == "30s").then(|| File::open(live.head("a")).unwrap());
+        let mapping = file.is_none().then(|| Mapping::new(&live.head("a"), 4096));
+        let sitting = sitting_in(&live.path("head"));
+        let mut command = place.command(&["umount", "m", "--timeout", timeout]);
+        let mut umount = Guarded(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+        let mut line = String::new();
+        std::io::BufReader::new(umount.0.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("note: ") && line.contains(waits), "{line}");
+        for user in [format!("cat ({})", sitting.0.id()), format!("({})", std::process::id())] {
+            assert!(line.contains(&user), "{user}: {line}");
+        }
+        assert!(umount.0.try_wait().unwrap().is_none(), "it waits for them");
+        drop((file, mapping, sitting));
+        assert_eq!(live::end_of(&mut umount.0, Duration::from_secs(30)).code(), Some(0));
+        place.expect_nothing_left();
+    }
+    // Nobody uses it: nothing is said.
+    let (place, _live) = served();
+    assert_eq!(place.run(&["umount", "m"]).err, "");
+}
+
+#[test]
+fn a_short_timeout_is_kept_by_the_server_itself_which_ends_in_order() {
+    if no_fuse("a_short_timeout_is_kept_by_the_server") {
+        return;
+    }
+    let (place, live) = served();
+    let _sitting = sitting_in(&live.path("head"));
+    place.ok(&["umount", "m", "--timeout", "6s"]);
+    place.expect_nothing_left();
+    // Its own last words, after which it closed the index: SIGKILL leaves neither.
+    let log = fs::read_to_string(place.path("server.log")).unwrap();
+    assert!(log.contains("stop: unmount lazily: Done") && log.contains(": Detached"), "{log}");
+    assert!(!place.path("s/index/v1/unsynced").exists(), "{log}");
+}
+
+#[test]
 fn a_server_that_stops_waits_for_users_that_let_go_and_takes_no_new_ones() {
     if no_fuse("a_server_that_stops_waits_for_users") {
         return;
@@ -204,7 +252,7 @@ fn what_a_killed_server_left_is_cleaned_by_the_next_command() {
         let place = dead(made_before);
         let ended = place.run(&["status"]);
         assert_eq!(ended.code(), 0, "{}", ended.err);
-        assert!(ended.err.contains("the dead mount is cleaned"), "{}", ended.err);
+        assert!(ended.err.contains("what it left is cleaned"), "{}", ended.err);
         place.expect_nothing_left();
         assert_eq!(place.path("m").exists(), made_before);
 
@@ -222,6 +270,34 @@ fn what_a_killed_server_left_is_cleaned_by_the_next_command() {
         place.ok(&["umount", "m"]);
         place.expect_nothing_left();
     }
+}
+
+#[test]
+fn status_cleans_what_a_killed_server_left_whose_mount_is_gone() {
+    const TEST: &str = "status_cleans_what_a_killed_server_left_whose_mount_is_gone";
+    if no_fuse(TEST) || no_root(TEST) {
+        return;
+    }
+    let _turn = turn();
+    for made_before in [false, true] {
+        let place = dead(made_before);
+        assert!(Command::new("umount").arg(place.path("m")).status().unwrap().success());
+        let ended = place.run(&["status"]);
+        assert_eq!(ended.code(), 0, "{}", ended.err);
+        assert!(ended.err.contains(": its server was gone"), "{}", ended.err);
+        place.expect_nothing_left();
+        assert_eq!(place.path("m").exists(), made_before);
+    }
+    // Gone with the folder that it was in: only the run-time file is left.
+    let place = Place::new();
+    fs::create_dir(place.path("in")).unwrap();
+    let live = place.mount_at("in/m");
+    kill(&place, &live);
+    assert!(Command::new("umount").arg(live.root()).status().unwrap().success());
+    fs::remove_dir_all(place.path("in")).unwrap();
+    let ended = place.run(&["status"]);
+    assert_eq!(ended.code(), 0, "{}", ended.err);
+    place.expect_nothing_left();
 }
 
 #[test]
@@ -259,6 +335,83 @@ fn status_shows_what_is_served() {
     assert_eq!((json["pid"].as_u64(), json["head"].as_str()), (Some(live.pid().into()), Some(&*live.at())));
     assert!(place.ok(&["status"]).contains(live.root().to_str().unwrap()));
     place.fails(&["status", "s"], 3, "is not mounted");
+}
+
+/// What `status` says of the mount at `m`.
+fn trouble(place: &Place) -> Option<String> {
+    let json: serde_json::Value = serde_json::from_str(&place.ok(&["status", "m", "--json"])).unwrap();
+    json["trouble"].as_str().map(str::to_owned)
+}
+
+#[test]
+fn status_shows_that_the_log_is_broken_until_it_is_whole_again() {
+    if no_fuse("status_shows_that_the_log_is_broken") {
+        return;
+    }
+    let _turn = turn();
+    let (place, live) = served();
+    let record = |store: &str, seq: u32| place.path(&format!("{store}/commits/{seq:020}"));
+    // What is to come, from a copy of the store.
+    let copied = Command::new("cp").arg("-r").arg(place.path("s")).arg(place.path("t")).status().unwrap();
+    assert!(copied.success());
+    fs::remove_dir_all(place.path("t/index")).unwrap();
+    fs::write(place.path("source"), b"2").unwrap();
+    let tids = ["b", "c"].map(|name| place.ok(&["commit", "t", &format!("{name}=source")]));
+    let first = live.at();
+    assert_eq!(trouble(&place), None);
+    // A gap: the third is there, and the second is not.
+    fs::copy(record("t", 3), record("s", 3)).unwrap();
+    wait_until("the gap is told", || trouble(&place).is_some_and(|text| text.contains("it is missing")));
+    let text = place.ok(&["status", "m"]);
+    assert!(text.contains("  trouble  the log is broken at commits/00000000000000000002: "), "{text}");
+    assert_eq!(live.at(), first);
+    fs::copy(record("t", 2), record("s", 2)).unwrap();
+    live.wait(&tids[1]);
+    wait_until("the log is whole", || trouble(&place).is_none());
+    // A record that is none.
+    fs::write(record("s", 4), b"no record").unwrap();
+    wait_until("the damage is told", || trouble(&place).is_some_and(|text| text.contains("000004: ")));
+    assert_eq!(live.at(), tids[1]);
+    assert!(place.ok(&["status"]).contains("  trouble  "));
+    place.ok(&["umount", "m"]);
+    place.expect_nothing_left();
+}
+
+#[test]
+fn a_fuse_device_that_is_closed_to_the_user_is_named_with_the_remedy() {
+    const TEST: &str = "a_fuse_device_that_is_closed_to_the_user";
+    if no_fuse(TEST) || no_root(TEST) {
+        return;
+    }
+    let place = Place::empty();
+    fs::copy(env!("CARGO_BIN_EXE_revfs"), place.path("revfs")).unwrap();
+    fs::create_dir(place.path("run")).unwrap();
+    for name in [".", "run"] {
+        std::os::unix::fs::chown(place.path(name), Some(65534), Some(65534)).unwrap();
+    }
+    // In a mount namespace of its own the device is closed, whatever the machine has.
+    let namespace = "mknod fuse c 10 229 && chmod 600 fuse && mount --bind fuse /dev/fuse \
+        && exec setpriv --reuid=65534 --regid=65534 --clear-groups -- \"$@\"";
+    let run = |words: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--", "sh", "-c", namespace, "sh"]).args(words).current_dir(place.root());
+        command.env("XDG_RUNTIME_DIR", place.path("run")).env("HOME", place.root()).stdin(Stdio::null());
+        let ended = place.run_command(&mut command);
+        let _ = fs::remove_file(place.path("fuse"));
+        ended
+    };
+    let possible = run(&["true"]);
+    if possible.code() != 0 {
+        eprintln!("SKIPPED {TEST}: no namespaces or setpriv here: {}", possible.err);
+        return;
+    }
+    let ended = run(&["./revfs", "mount", "--create", "s", "m"]);
+    assert_eq!(ended.code(), 1, "{}", ended.err);
+    for part in ["error: ", "/dev/fuse: Permission denied", "chmod 666 /dev/fuse", "as root"] {
+        assert!(ended.err.contains(part), "{part}: {}", ended.err);
+    }
+    place.expect_nothing_left();
+    assert!(!place.path("m").exists());
 }
 
 #[test]

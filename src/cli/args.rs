@@ -384,7 +384,8 @@ pub struct CatArgs {
 /// Show which files and bytes differ between two revisions.
 ///
 /// Ranges are bytes of the second revision, the end excluded. What is not shown is equal; the unit is the block,
-/// so a range may contain equal bytes. Differences do not change the exit code.
+/// so a range may contain equal bytes. If a file shrank, what was cut off is shown too, in bytes of the first
+/// revision. Differences do not change the exit code.
 #[derive(Args, Debug)]
 #[command(
     after_long_help = "EXAMPLES\n  revfs diff STORE -1d head\n  revfs diff STORE release-1 release-2 --json"

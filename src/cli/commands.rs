@@ -77,8 +77,16 @@ fn author(given: Option<&String>) -> String {
         let values = AUTHOR_VARIABLES.iter().filter_map(std::env::var_os);
         values.map(|value| value.to_string_lossy().into_owned()).find(|value| !value.is_empty())
     };
-    let of_number = || format!("uid {}", rustix::process::getuid().as_raw());
-    given.cloned().or_else(of_environment).unwrap_or_else(of_number)
+    let of_user = || name_of_user(rustix::process::getuid().as_raw());
+    given.cloned().or_else(of_environment).unwrap_or_else(of_user)
+}
+
+/// The name that the passwd database has for a user, or else the number.
+fn name_of_user(uid: u32) -> String {
+    let found = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid));
+    // A database that cannot be read is no reason to refuse a commit: the number says who it was as well.
+    let known = found.map_err(|error| ::log::debug!("the name of user {uid}: {error}")).ok().flatten();
+    known.map(|user| user.name).filter(|name| !name.is_empty()).unwrap_or_else(|| format!("uid {uid}"))
 }
 
 fn note(args: &NoteArgs) -> Note {
@@ -295,4 +303,15 @@ fn completions(args: &CompletionsArgs) -> Result<(), CliError> {
     clap_complete::generate(args.shell, &mut definition(), "revfs", &mut script);
     let written = std::io::Write::write_all(&mut RawStdout, &script);
     written.map_err(|source| CliError::Stdout { source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_without_a_name_is_a_number() {
+        assert_eq!(name_of_user(0), "root");
+        assert_eq!(name_of_user(4_000_000_001), "uid 4000000001");
+    }
 }

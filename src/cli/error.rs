@@ -14,6 +14,7 @@ use crate::store::native::{CommitError, OpenError};
 use crate::view::ResolveError;
 
 use super::exit::ExitCode;
+use super::fstab::HelperError;
 use super::serve::ServeError;
 
 /// Why a command failed.
@@ -65,6 +66,9 @@ pub enum CliError {
     /// A store is not served, or its server not stopped.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// The arguments of mount(8) mean nothing.
+    #[error(transparent)]
+    Helper(#[from] HelperError),
     /// The runtime cannot be started.
     #[error("no thread can be started: {source}: raise the limit of processes (ulimit -u)")]
     Runtime {
@@ -96,6 +100,7 @@ impl CliError {
             CliError::Edit(error) => of_edit(error),
             CliError::Read(error) => of_read(error),
             CliError::Serve(error) => error.exit_code(),
+            CliError::Helper(_) => ExitCode::Usage,
             CliError::Runtime { .. } => ExitCode::Failure,
         }
     }

@@ -40,6 +40,9 @@ pub struct MountArgs {
     /// Let other users see the files. Without root this needs user_allow_other in /etc/fuse.conf
     #[arg(long)]
     pub allow_other: bool,
+    /// Let no program or library below MNT be executed
+    #[arg(long)]
+    pub noexec: bool,
     /// Most memory for decoded blocks, as in 1G. The page cache of the kernel comes on top
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "1G")]
     pub cache: u64,
@@ -68,7 +71,8 @@ pub struct MountArgs {
 
 /// Stop the server of a mount point and unmount it.
 ///
-/// Always ends: what does not stop by itself is stopped more and more firmly until the time is up.
+/// Programs that use it are named, and get up to 15 s (half of --timeout if that is less) to let go of it. Always
+/// ends: what does not stop by itself is stopped more and more firmly until the time is up.
 #[derive(Args, Clone, Debug)]
 #[command(after_long_help = "EXAMPLES\n  revfs umount /mnt/store\n  revfs umount /mnt/store --timeout 5s")]
 pub struct UmountArgs {
@@ -107,6 +111,8 @@ pub struct MountPlan {
     pub foreground: bool,
     /// Let other users in.
     pub allow_other: bool,
+    /// Let nothing be executed.
+    pub noexec: bool,
     /// Bound of the block cache, bytes.
     pub cache_bytes: u64,
     /// Where messages go; absolute.
@@ -137,6 +143,7 @@ impl MountPlan {
             create: args.create,
             foreground: args.foreground,
             allow_other: args.allow_other,
+            noexec: args.noexec,
             cache_bytes: args.cache,
             log: args.log.as_deref().map(std::path::absolute).transpose()?,
             uid: args.uid.unwrap_or_else(|| rustix::process::getuid().as_raw()),
@@ -166,7 +173,9 @@ impl MountPlan {
         if let Some(log) = &self.log {
             option("--log", log.into());
         }
-        for (name, set) in [("--create", self.create), ("--allow-other", self.allow_other)] {
+        let flags =
+            [("--create", self.create), ("--allow-other", self.allow_other), ("--noexec", self.noexec)];
+        for (name, set) in flags {
             args.extend(set.then(|| OsString::from(name)));
         }
         args.push("--".into());
@@ -219,7 +228,7 @@ mod tests {
     fn the_process_in_the_background_gets_the_same_plan() {
         for line in [
             "mount s m",
-            "mount s m --create --allow-other --cache 64M --log l --uid 7 --gid 8 --threads 3 --fault-read-delay 1m30s",
+            "mount s m --create --allow-other --noexec --cache 64M --log l --uid 7 --gid 8 --threads 3 --fault-read-delay 1m30s",
             "mount --read-ahead 128K --max-read 64K -- -s -m",
         ] {
             let first = plan(&words(line));

@@ -43,6 +43,11 @@ impl Table {
     }
 }
 
+/// How many things of a kind, in words: one is singular.
+pub(super) fn count(count: u64, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
 /// A moment without its fraction, for people.
 fn seconds(time: &str) -> String {
     match time.split_once('.') {
@@ -81,8 +86,7 @@ pub(super) fn du(du: &Du) -> String {
     for file in &du.files {
         table.rows.push(vec![format_size(file.size), format_size(file.stored), file.name.to_string()]);
     }
-    let count = du.files.len();
-    let total = format!("in all, {count} file{}", if count == 1 { "" } else { "s" });
+    let total = format!("in all, {}", count(du.files.len() as u64, "file"));
     table.rows.push(vec![format_size(du.size), format_size(du.stored), total]);
     let mut text = table.lines();
     if let Some(disk) = &du.disk {
@@ -143,7 +147,7 @@ fn log_file(file: &LogFile) -> String {
     let blocks: u64 = file.blocks.iter().map(|run| run.end - run.start).fold(0, u64::saturating_add);
     if blocks > 0 {
         let size = BlockSize::new(file.block_size).map_or_else(|_| String::new(), |size| size.to_string());
-        parts.push(format!("{blocks} block{} of {size}", if blocks == 1 { "" } else { "s" }));
+        parts.push(format!("{} of {size}", count(blocks, "block")));
     }
     let what = match &file.renamed_from {
         Some(old) => format!("renamed  {old} -> {}", file.name),
@@ -179,6 +183,10 @@ fn diff_entry(entry: &DiffEntry) -> String {
             text.push_str(&format!("    {}..{}  {len}\n", range.start, range.end));
         }
     }
+    if let Some(range) = &entry.cut_off {
+        let len = format_size(range.end - range.start);
+        text.push_str(&format!("    {}..{}  {len} cut off\n", range.start, range.end));
+    }
     text
 }
 
@@ -191,12 +199,12 @@ pub(super) fn verify(report: &VerifyReport) -> String {
     }
     let verdict = match report.findings.iter().filter(|finding| finding.damage).count() {
         0 => "whole".to_owned(),
-        count => format!("DAMAGED ({count} finding{})", if count == 1 { "" } else { "s" }),
+        damaged => format!("DAMAGED ({})", count(damaged as u64, "finding")),
     };
     text.push_str(&format!(
-        "{verdict}: {} commit records and {} packs up to @{}, {} of blocks read\n",
-        report.records,
-        report.packs,
+        "{verdict}: {} and {} up to @{}, {} of blocks read\n",
+        count(report.records, "commit record"),
+        count(report.packs, "pack"),
         report.head,
         format_size(report.bytes)
     ));
@@ -209,6 +217,7 @@ mod tests {
     use crate::ops::data::{Name, Range};
     use crate::ops::log::LogTag;
     use crate::ops::ls::DiskUse;
+    use crate::store::native::Finding;
     use revfs_protocol::{FileId, Tid};
 
     const TID: Tid = Tid::from_raw(0x03ca_a842_75fc_1166);
@@ -302,6 +311,7 @@ on disk, all revisions: 2 MiB (packs 8 KiB, commits 4 KiB, index 1 MiB)
             size: 8192,
             block_size: 4096,
             ranges: vec![Range { start: 4096, end: 8192 }],
+            cut_off: None,
         };
         let renamed = entry(Change::Renamed, Some(Name::new(b"e")));
         let expected = "\
@@ -312,6 +322,19 @@ renamed  e -> f  100 B -> 8 KiB
     4096..8192  4 KiB
 ";
         assert_eq!(diff(&[entry(Change::Created, None), entry(Change::Changed, None), renamed]), expected);
+    }
+
+    #[test]
+    fn one_thing_is_singular() {
+        let report =
+            |number, findings| VerifyReport { findings, records: number, packs: number, bytes: 0, head: TID };
+        let of = |number| verify(&report(number, Vec::new()));
+        assert_eq!(of(1), format!("whole: 1 commit record and 1 pack up to @{TID}, 0 B of blocks read\n"));
+        assert_eq!(of(2), format!("whole: 2 commit records and 2 packs up to @{TID}, 0 B of blocks read\n"));
+        assert!(of(0).starts_with("whole: 0 commit records and 0 packs "));
+        let finding = || Finding { object: "o".to_owned(), what: "w".to_owned(), damage: true };
+        assert!(verify(&report(1, vec![finding()])).contains("DAMAGED (1 finding): "));
+        assert!(verify(&report(1, vec![finding(), finding()])).contains("DAMAGED (2 findings): "));
     }
 
     #[test]

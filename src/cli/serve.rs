@@ -17,7 +17,7 @@ use crate::host::mount_state::MountStateError;
 use crate::host::mountinfo::{MountDev, absolute_mount_point, find_mount};
 use crate::host::process::{Process, ProcessError};
 use crate::host::runtime::{LockError, MountLock, RuntimeDir, RuntimeError, RuntimeInfo};
-use crate::host::signals::Signals;
+use crate::host::signals::{Signals, StopReason};
 use crate::host::stop::{FinalState, RuntimeFiles, StopLimits, StopPlan, StopReport, StopTarget, run_stop};
 use crate::host::tuning;
 use crate::host::umount::{UmountError, clean_dead};
@@ -270,6 +270,7 @@ fn start(plan: &MountPlan, in_background: bool) -> Result<Serving, CliError> {
 fn mount_options(plan: &MountPlan, clock: &Arc<dyn Clock>) -> MountOptions {
     MountOptions {
         allow_other: plan.allow_other,
+        noexec: plan.noexec,
         uid: Some(plan.uid),
         gid: Some(plan.gid),
         threads: plan.threads,
@@ -334,9 +335,15 @@ impl StopTarget for Target {
 impl Serving {
     /// Serves until a signal comes or somebody unmounts, then stops.
     fn run(self) -> Result<ExitCode, CliError> {
+        let mut limits = StopLimits::default();
         let reason = loop {
             match self.signals.wait_within(LOOK_INTERVAL).map_err(start_error)? {
-                Some(reason) => break format!("{reason:?}"),
+                Some(reason) => {
+                    if let StopReason::Terminate { within: Some(total) } = reason {
+                        limits = limits.within(total);
+                    }
+                    break reason.to_string();
+                }
                 None if self.mounted.ended() => break "unmounted".to_owned(),
                 None => {}
             }
@@ -352,7 +359,7 @@ impl Serving {
                 server: None,
                 made_mount_point: self.lock.info().made_mount_point,
                 runtime: RuntimeFiles::Own(self.lock),
-                limits: StopLimits::default(),
+                limits,
             },
             &*clock,
         );

@@ -2,6 +2,7 @@
 //!
 //! Invariant: neither hangs on a server that does not answer, and both clean what a killed server left.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,15 +14,20 @@ use crate::host::mount_state::{MountState, mount_state};
 use crate::host::mountinfo::{absolute_mount_point, revfs_mounts};
 use crate::host::runtime::{RuntimeDir, RuntimeInfo};
 use crate::host::stop::StopLimits;
-use crate::host::umount::{UmountError, clean_dead, umount as stop_server};
+use crate::host::umount::{InUse, UmountError, clean_dead, umount as stop_server};
+use crate::host::users::MountUser;
 
 use super::mount::{StatusArgs, UmountArgs};
 use super::output::{Output, say};
+use super::render::count;
 use super::serve::{ServeError, ended};
 use super::{CliError, ExitCode};
 
 /// How long a server may take to answer before it counts as stuck.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// Users of a mount that are named; the others are counted.
+const USERS_SHOWN_MAX: usize = 8;
 
 /// A served mount point.
 #[derive(Debug, Serialize)]
@@ -31,7 +37,9 @@ struct Status {
     pid: Option<u32>,
     state: &'static str,
     head: Option<String>,
-    stats: std::collections::BTreeMap<String, String>,
+    /// Why head does not move, as far as the server knows.
+    trouble: Option<String>,
+    stats: BTreeMap<String, String>,
 }
 
 /// `revfs umount`.
@@ -39,13 +47,30 @@ pub(super) fn umount(args: &UmountArgs) -> Result<ExitCode, CliError> {
     let dir = Arc::new(RuntimeDir::of_user().map_err(ServeError::from)?);
     let clock = SystemClock::shared();
     let limits = StopLimits::with_total(args.timeout);
-    let report = stop_server(&dir, &args.mount_point, limits, &*clock).map_err(ServeError::from)?;
+    let mut in_use =
+        |what: &InUse| say(&format!("note: {}: {}", args.mount_point.display(), in_use_text(what)));
+    let report =
+        stop_server(&dir, &args.mount_point, limits, &*clock, &mut in_use).map_err(ServeError::from)?;
     if !report.is_clean() {
         for step in report.steps.iter().filter_map(|step| step.problem.as_ref()) {
             say(&format!("warning: {step}"));
         }
     }
     ended(&args.mount_point, &report)
+}
+
+/// Who uses a mount, and what comes of it.
+fn in_use_text(in_use: &InUse) -> String {
+    let mut users: Vec<String> =
+        in_use.users.iter().take(USERS_SHOWN_MAX).map(MountUser::to_string).collect();
+    let more = in_use.users.len().saturating_sub(USERS_SHOWN_MAX);
+    users.extend((more > 0).then(|| count(more as u64, "other")));
+    let what = match users.as_slice() {
+        [] => "still mounted, by processes that this user may not look at or a slow server".to_owned(),
+        users => format!("in use by {}", users.join(", ")),
+    };
+    let seconds = in_use.grace.as_secs_f64().max(1.0);
+    format!("{what}: waiting up to {seconds:.0} s for the end of that, then the mount is taken away")
 }
 
 /// `revfs status`.
@@ -70,6 +95,15 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode, CliError> {
             for path in &paths {
                 clean(&dir, path)?;
             }
+            // Also where nothing is mounted any more: somebody unmounted what a killed server had left.
+            for path in
+                dir.mount_points().map_err(ServeError::from)?.iter().filter(|path| !paths.contains(path))
+            {
+                // Its folder may be gone or closed as well: no reason not to show the others.
+                if let Err(error) = clean(&dir, path) {
+                    say(&format!("warning: {error}"));
+                }
+            }
             let known = list()?;
             paths.extend(known.iter().map(|info| info.mount_point.clone()));
             paths.sort();
@@ -86,7 +120,7 @@ pub(super) fn status(args: &StatusArgs) -> Result<ExitCode, CliError> {
 fn clean(dir: &Arc<RuntimeDir>, path: &Path) -> Result<(), CliError> {
     let clock = SystemClock::shared();
     if clean_dead(dir, path, StopLimits::default(), &*clock).map_err(ServeError::from)?.is_some() {
-        say(&format!("note: {}: its server was gone, the dead mount is cleaned", path.display()));
+        say(&format!("note: {}: its server was gone, what it left is cleaned", path.display()));
     }
     Ok(())
 }
@@ -104,13 +138,15 @@ fn look(path: &Path, info: Option<&RuntimeInfo>) -> Result<Option<Status>, CliEr
     let text = |name: &str| std::fs::read_to_string(path.join(name)).ok();
     let stats = if alive { text(".revfs/stats").unwrap_or_default() } else { String::new() };
     let stats = stats.lines().filter_map(|line| line.split_once(' '));
+    let mut stats: BTreeMap<_, _> = stats.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     Ok(Some(Status {
         mount_point: path.display().to_string(),
         store: info.map_or_else(|| source.to_string_lossy().into_owned(), |info| info.store_url.clone()),
         pid: info.map(|info| info.pid),
         state: word,
         head: if alive { text("head/at") } else { None },
-        stats: stats.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        trouble: stats.remove("trouble"),
+        stats,
     }))
 }
 
@@ -130,9 +166,31 @@ impl Status {
             vec![format!("{}  {}", self.mount_point, self.state), format!("  store  {}", self.store)];
         lines.extend(self.pid.map(|pid| format!("  pid    {pid}")));
         lines.extend(self.head.iter().map(|head| format!("  head   {head}")));
+        lines.extend(self.trouble.iter().map(|trouble| format!("  trouble  {trouble}")));
         if detailed {
             lines.extend(self.stats.iter().map(|(name, value)| format!("  {name}  {value}")));
         }
         lines.join("\n") + "\n"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_of_a_mount_are_named_or_counted() {
+        let user = |pid| MountUser { pid, name: "cat".to_owned() };
+        let text = |pids: std::ops::Range<u32>| {
+            in_use_text(&InUse { users: pids.map(user).collect(), grace: Duration::from_millis(2_900) })
+        };
+        let end = ": waiting up to 3 s for the end of that, then the mount is taken away";
+        assert_eq!(text(7..9), format!("in use by cat (7), cat (8){end}"));
+        assert_eq!(
+            text(0..0),
+            format!("still mounted, by processes that this user may not look at or a slow server{end}")
+        );
+        assert!(text(0..9).ends_with(&format!("cat (7), 1 other{end}")));
+        assert!(text(0..10).ends_with(&format!("cat (7), 2 others{end}")));
     }
 }

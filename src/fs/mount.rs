@@ -62,6 +62,8 @@ impl DiskSpace {
 pub struct MountOptions {
     /// Other users may use it.
     pub allow_other: bool,
+    /// Nothing below it may be executed.
+    pub noexec: bool,
     /// Owner of all that is shown; `None`: who runs the server.
     pub uid: Option<u32>,
     /// Group of all that is shown; `None`: that of who runs the server.
@@ -80,6 +82,7 @@ impl Default for MountOptions {
     fn default() -> MountOptions {
         MountOptions {
             allow_other: false,
+            noexec: false,
             uid: None,
             gid: None,
             threads: threads_default(),
@@ -95,10 +98,19 @@ impl Default for MountOptions {
 pub enum MountError {
     /// The kernel, or fusermount3, refused.
     #[error(
-        "cannot mount at {}: {source}; is it a directory of yours, and is /dev/fuse there (modprobe fuse)?",
+        "cannot mount at {}: {source}: mount at a directory of yours; without root fusermount3 is needed too (Debian: \
+         apt-get install fuse3)",
         mount_point.display()
     )]
     Refused {
+        /// Where.
+        mount_point: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The device through which the kernel talks to servers cannot be opened.
+    #[error("cannot mount at {}: {DEVICE}: {source}: {}", mount_point.display(), device_remedy(source))]
+    Device {
         /// Where.
         mount_point: PathBuf,
         /// Why.
@@ -110,6 +122,22 @@ pub enum MountError {
         /// Where.
         mount_point: PathBuf,
     },
+}
+
+/// The device through which the kernel talks to servers.
+const DEVICE: &str = "/dev/fuse";
+
+fn device_remedy(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "only some users may open it: mount as root, or let all open it (as root: chmod 666 /dev/fuse)"
+        }
+        io::ErrorKind::NotFound => {
+            "this kernel has no FUSE, or this container was not given it: load it (as root: modprobe fuse), or start \
+             the container with --device /dev/fuse"
+        }
+        _ => "look whether FUSE is loaded (as root: modprobe fuse)",
+    }
 }
 
 /// A mount that is served. Dropping it goes on serving it.
@@ -184,7 +212,10 @@ pub fn mount(
         disk_space: Arc::new(move || DiskSpace::of(local_root.as_deref().unwrap_or(Path::new("/")))),
     };
     let config = config(&server.store().info().url, options);
-    let mut session = Session::new(glue, &mount_point, &config).map_err(refused)?;
+    let mut session = Session::new(glue, &mount_point, &config).map_err(|source| match open_device() {
+        Ok(_) => refused(source),
+        Err(source) => MountError::Device { mount_point: mount_point.clone(), source },
+    })?;
     let cache = FuseCache { tree, notifier: session.notifier() };
     if !server.set_kernel_cache(Arc::new(cache) as Arc<dyn KernelCache>) {
         return Err(MountError::Served { mount_point });
@@ -202,6 +233,11 @@ pub fn mount(
     Ok(Mounted { mount_point, device, unmounter, thread, result })
 }
 
+/// Opens the device as a mount does. What is wrong with it is not in the error of the mount.
+fn open_device() -> io::Result<std::fs::File> {
+    std::fs::File::options().read(true).write(true).open(DEVICE)
+}
+
 fn config(url: &str, options: &MountOptions) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
@@ -213,6 +249,9 @@ fn config(url: &str, options: &MountOptions) -> Config {
         MountOption::NoDev,
         MountOption::DefaultPermissions,
     ];
+    if options.noexec {
+        config.mount_options.push(MountOption::NoExec);
+    }
     if let Some(bytes) = options.max_read_bytes {
         config.mount_options.push(MountOption::CUSTOM(format!("max_read={bytes}")));
     }

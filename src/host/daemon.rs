@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ use super::process::Process;
 use super::wait::readable_within;
 use crate::env::Clock;
 
+/// Name under which the server runs.
+const PROGRAM: &str = "revfs";
 /// Names the descriptor of the pipe to the child. It is 1, its standard output.
 const READY_FD: &str = "REVFS_READY_FD";
 /// No message of a child is longer.
@@ -93,8 +96,10 @@ pub fn spawn_background(
 ) -> Result<Background, DaemonError> {
     let mut command = Command::new("/proc/self/exe");
     command.args(args);
-    // Errors name the program as the user knows it.
+    // Listed where the user knows the program to be, but never under the name of a mount helper, which is called
+    // with other arguments.
     if let Some(name) = std::env::args_os().next() {
+        let name = Path::new(&name).with_file_name(PROGRAM);
         std::os::unix::process::CommandExt::arg0(&mut command, name);
     }
     spawn_command(command, limit, clock)

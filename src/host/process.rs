@@ -5,9 +5,10 @@
 //! Left out on purpose: processes of other pid namespaces (their pid reads as 0).
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::wait::readable_within;
@@ -123,6 +124,20 @@ impl Process {
         pidfd_send_signal(&self.fd, signal).map_err(|errno| system("signal", self.pid, errno.into()))
     }
 
+    /// Sends SIGTERM, and with it how long the stop may take (whole milliseconds, at least one).
+    ///
+    /// # Errors
+    /// As [`Process::signal`].
+    pub fn terminate_within(&self, limit: Duration) -> Result<(), ProcessError> {
+        let ms = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX).max(1);
+        match send_with_value(self.fd.as_fd(), Signal::TERM, ms) {
+            Ok(()) => Ok(()),
+            Err(Errno::SRCH) => Err(ProcessError::Gone { pid: self.pid }),
+            // Some sandboxes refuse values; a plain SIGTERM stops it too, in its own time.
+            Err(_) => self.signal(Signal::TERM),
+        }
+    }
+
     /// Waits for its end, for at most `limit`; true if it has ended.
     pub fn wait_exit(&self, limit: Duration) -> bool {
         readable_within(self.fd.as_fd(), limit).unwrap_or_else(|errno| {
@@ -136,6 +151,55 @@ impl AsFd for Process {
     /// The pidfd: it turns readable as the process ends.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// What the kernel reads of a queued signal: the start of its `siginfo_t`, padded to all of it.
+#[repr(C)]
+struct QueuedSignal {
+    number: i32,
+    errno: i32,
+    code: i32,
+    // The kernel puts it where pointers are aligned.
+    queued: Queued,
+    rest: [usize; 16],
+}
+
+#[repr(C)]
+struct Queued {
+    pid: i32,
+    uid: u32,
+    value: QueuedValue,
+}
+
+#[repr(C)]
+union QueuedValue {
+    number: i32,
+    pointer: usize,
+}
+
+const _: () = assert!(size_of::<QueuedSignal>() >= size_of::<nix::libc::siginfo_t>());
+
+/// Sends a signal with a number, as sigqueue(3) does, but to the process of a pidfd.
+fn send_with_value(pidfd: BorrowedFd<'_>, signal: Signal, number: i32) -> Result<(), Errno> {
+    let mut value = QueuedValue { pointer: 0 };
+    value.number = number;
+    let queued = Queued {
+        pid: rustix::process::getpid().as_raw_nonzero().get(),
+        uid: rustix::process::getuid().as_raw(),
+        value,
+    };
+    let code = nix::libc::SI_QUEUE;
+    let info = QueuedSignal { number: signal.as_raw(), errno: 0, code, queued, rest: [0; 16] };
+    // SAFETY: the call reads a `siginfo_t` at the pointer, which `info` is at least as large as, and writes nothing.
+    let sent = unsafe {
+        let call = nix::libc::SYS_pidfd_send_signal;
+        nix::libc::syscall(call, pidfd.as_raw_fd(), signal.as_raw(), &raw const info, 0u32)
+    };
+    if sent == 0 {
+        Ok(())
+    } else {
+        Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL))
     }
 }
 

@@ -181,13 +181,8 @@ impl RuntimeDir {
     /// # Errors
     /// [`RuntimeError`]; a single file that cannot be read is skipped.
     pub fn list(&self) -> Result<Vec<RuntimeInfo>, RuntimeError> {
-        let entries = std::fs::read_dir(&self.path).map_err(|e| self.failed("read", "", e))?;
         let mut known = Vec::new();
-        for entry in entries.flatten() {
-            let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
-            if !name.ends_with(LOCK_SUFFIX) && !name.ends_with(NEW_SUFFIX) {
-                continue;
-            }
+        for name in self.names()? {
             match self.remove_stale_name(&name) {
                 Ok(Removal::Held) => {}
                 Ok(Removal::Removed | Removal::Absent) => continue,
@@ -203,12 +198,41 @@ impl RuntimeDir {
         Ok(known)
     }
 
+    /// The mount points that files name, whether or not their servers live.
+    ///
+    /// # Errors
+    /// [`RuntimeError`]; a single file that cannot be read is skipped.
+    pub fn mount_points(&self) -> Result<Vec<PathBuf>, RuntimeError> {
+        let names = self.names()?.into_iter().filter(|name| name.ends_with(LOCK_SUFFIX));
+        let files = names.filter_map(|name| self.open(&name).ok().flatten());
+        Ok(files.filter_map(|mut file| parse_info(&mut file)).map(|info| info.mount_point).collect())
+    }
+
+    /// Names of the files of this directory that are ours.
+    fn names(&self) -> Result<Vec<String>, RuntimeError> {
+        let entries = std::fs::read_dir(&self.path).map_err(|e| self.failed("read", "", e))?;
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        Ok(names.filter(|name| name.ends_with(LOCK_SUFFIX) || name.ends_with(NEW_SUFFIX)).collect())
+    }
+
     /// Removes the file of `mount_point` if its server is gone.
     ///
     /// # Errors
     /// [`RuntimeError`].
     pub fn remove_stale(&self, mount_point: &Path) -> Result<Removal, RuntimeError> {
         self.remove_stale_name(&name_of(&resolve(mount_point)?))
+    }
+
+    /// Whether a living server holds the lock of `mount_point`.
+    ///
+    /// # Errors
+    /// [`RuntimeError`].
+    pub fn is_held(&self, mount_point: &Path) -> Result<bool, RuntimeError> {
+        let name = name_of(&resolve(mount_point)?);
+        match self.open(&name)? {
+            Some(file) => Ok(!self.try_lock(&file, &name)?),
+            None => Ok(false),
+        }
     }
 
     fn remove_stale_name(&self, name: &str) -> Result<Removal, RuntimeError> {
@@ -467,6 +491,7 @@ mod tests {
         }
         assert_eq!(dir.list().unwrap(), vec![info(&mnt)]);
         assert_eq!(dir.remove_stale(&mnt).unwrap(), Removal::Held);
+        assert!(dir.is_held(&mnt).unwrap() && !dir.is_held(&mnt.with_file_name("none")).unwrap());
         let other = MountLock::acquire(&dir, info(&mnt.with_file_name("other"))).unwrap();
         drop(lock);
         other.remove().unwrap();

@@ -21,7 +21,10 @@ const STOP_SIGNALS: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGH
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopReason {
     /// SIGTERM, from `revfs umount`, systemd or an operator.
-    Terminate,
+    Terminate {
+        /// How long the stop may take, if the sender said so with the signal; `revfs umount` does.
+        within: Option<Duration>,
+    },
     /// SIGINT, Ctrl-C.
     Interrupt,
     /// SIGHUP, the terminal is gone.
@@ -35,7 +38,7 @@ pub enum StopReason {
 impl std::fmt::Display for StopReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            StopReason::Terminate => "SIGTERM",
+            StopReason::Terminate { .. } => "SIGTERM",
             StopReason::Interrupt => "SIGINT",
             StopReason::Hangup => "SIGHUP",
             StopReason::Quit => "SIGQUIT",
@@ -129,7 +132,7 @@ impl Signals {
                 Some(Signal::SIGHUP) => StopReason::Hangup,
                 Some(Signal::SIGQUIT) => StopReason::Quit,
                 // The mask lets no other through.
-                _ => StopReason::Terminate,
+                _ => StopReason::Terminate { within: limit_of(info.ssi_code, info.ssi_int) },
             }));
         }
         match rustix::io::read(self.wake.as_ref(), &mut [0u8; 8]) {
@@ -138,6 +141,13 @@ impl Signals {
             Err(errno) => Err(errno.into()),
         }
     }
+}
+
+/// The limit that came with a signal: its value is in milliseconds, see `Process::terminate_within`. Signals of
+/// others carry no value.
+fn limit_of(code: i32, value: i32) -> Option<Duration> {
+    let ms = u64::try_from(value).ok().filter(|ms| code == nix::libc::SI_QUEUE && *ms > 0)?;
+    Some(Duration::from_millis(ms))
 }
 
 #[cfg(test)]
@@ -149,8 +159,8 @@ mod tests {
         // In a thread of its own, and with signals to that thread: the mask must not reach other tests.
         let body = || {
             let signals = Signals::install().unwrap();
-            let expected =
-                [StopReason::Terminate, StopReason::Interrupt, StopReason::Hangup, StopReason::Quit];
+            let terminate = StopReason::Terminate { within: None };
+            let expected = [terminate, StopReason::Interrupt, StopReason::Hangup, StopReason::Quit];
             for (signal, reason) in STOP_SIGNALS.into_iter().zip(expected) {
                 assert_eq!(signals.wait_within(Duration::ZERO).unwrap(), None);
                 nix::sys::signal::raise(signal).unwrap();
@@ -163,5 +173,14 @@ mod tests {
             assert_eq!(signals.wait_within(Duration::from_millis(10)).unwrap(), None);
         };
         crate::env::spawn("signals", body).unwrap().join().unwrap();
+    }
+
+    #[test]
+    fn a_limit_comes_with_a_queued_signal_only() {
+        assert_eq!(limit_of(nix::libc::SI_QUEUE, 1500), Some(Duration::from_millis(1500)));
+        for (code, value) in [(nix::libc::SI_USER, 1500), (nix::libc::SI_QUEUE, 0), (nix::libc::SI_QUEUE, -1)]
+        {
+            assert_eq!(limit_of(code, value), None);
+        }
     }
 }

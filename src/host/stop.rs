@@ -39,6 +39,12 @@ impl StopLimits {
         StopLimits { total, grace: total.saturating_mul(GRACE_PERMILLE_MAX) / 1000 }
     }
 
+    /// These limits, cut down to a total of at most `total`.
+    pub fn within(self, total: Duration) -> StopLimits {
+        let cut = StopLimits::with_total(total.min(self.total));
+        StopLimits { grace: cut.grace.min(self.grace), ..cut }
+    }
+
     /// The same without a wait for users.
     pub fn without_grace(self) -> StopLimits {
         StopLimits { grace: Duration::ZERO, ..self }
@@ -360,6 +366,15 @@ mod tests {
         assert!(!steps.contains(&StopStep::RemoveMountPoint) && !steps.contains(&StopStep::Wait));
         assert!(steps.contains(&StopStep::EndServer) && steps.contains(&StopStep::RemoveRuntimeFiles));
         assert_eq!(state, FinalState::StillMounted);
+    }
+
+    #[test]
+    fn limits_are_cut_down_and_never_extended() {
+        let limits = StopLimits::default();
+        assert_eq!(limits.within(Duration::from_secs(100)), limits);
+        let (total, grace) = (Duration::from_secs(5), Duration::from_secs(3));
+        assert_eq!(limits.within(total), StopLimits { total, grace });
+        assert_eq!(limits.without_grace().within(total).grace, Duration::ZERO);
     }
 
     #[test]

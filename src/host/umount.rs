@@ -1,13 +1,13 @@
 //! umount: takes a mount down from outside: asks its server, and does without it when it has to.
 //!
 //! Invariant: a mount that is not of revfs is never touched, and no process gets a signal unless the run-time
-//! file names it with the start time that it has. Left out on purpose: bind mounts of the tree elsewhere.
+//! file names it with the start time that it has. The server has the same limits as this process, a little less of
+//! them, so that it ends its mount and itself in order before this process does it by force. Left out on purpose:
+//! bind mounts of the tree elsewhere.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-
-use rustix::process::Signal;
 
 use super::mount_state::{LOOK_LIMIT_MS, MountState, MountStateError, mount_state};
 use super::mountinfo::{absolute_mount_point, find_mount};
@@ -17,8 +17,17 @@ use super::stop::{
     FinalState, RuntimeFiles, StepOutcome, StopLimits, StopPlan, StopProblem, StopReport, StopStep,
     continue_stop,
 };
+use super::users::{MountUser, users_of};
+use super::wait::bounded;
 use crate::env::Clock;
 
+/// What a server gets of the total, in order to end by itself. Of the 30 s of `revfs umount` that is all of its own
+/// default.
+const SERVER_SHARE: (u32, u32) = (5, 6);
+/// A mount that is still there so long after its server was asked is waited for, even if it is not known for whom.
+const BUSY_AFTER: Duration = Duration::from_secs(1);
+/// How long it may take to find out who uses a mount, at most; a short total gives a tenth of it.
+const USERS_LIMIT: Duration = Duration::from_secs(1);
 /// How long a server may take to end once its mount is dead.
 const ENDING_LIMIT: Duration = Duration::from_secs(2);
 
@@ -48,8 +57,18 @@ pub enum UmountError {
     Runtime(#[from] RuntimeError),
 }
 
-/// Unmounts `mount_point` within `limits.total`: its server is asked by SIGTERM and has four fifths of that; then,
-/// or if there is no server to ask, this process takes the steps of the ladder itself. A dead mount is cleaned.
+/// That a mount is in use, or seems to be, told before the wait for its users begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InUse {
+    /// Who uses it, as far as this user may know. If nobody, it is only known that the mount stays.
+    pub users: Vec<MountUser>,
+    /// How long they have to let go of it.
+    pub grace: Duration,
+}
+
+/// Unmounts `mount_point` within `limits.total`: its server is asked by SIGTERM and has five sixths of that; then,
+/// or if there is no server to ask, this process takes the steps of the ladder itself. A dead mount is cleaned. If
+/// the mount is in use, `in_use` is called once, before the wait.
 ///
 /// # Errors
 /// [`UmountError`] if nothing was done; else see the report.
@@ -58,6 +77,7 @@ pub fn umount(
     mount_point: &Path,
     limits: StopLimits,
     clock: &dyn Clock,
+    in_use: &mut dyn FnMut(&InUse),
 ) -> Result<StopReport, UmountError> {
     let start = clock.monotonic();
     let found = Found::at(dir, mount_point)?;
@@ -67,7 +87,7 @@ pub fn umount(
     let mut report = StopReport { steps: Vec::new(), state: FinalState::StillMounted, taken: Duration::ZERO };
     let mut ladder_limits = limits;
     if let Some(server) = &found.server {
-        let result = ask(server, limits.total * 4 / 5);
+        let result = ask(server, &found, limits.total, in_use);
         // A server that may not be asked has had no grace yet.
         if !matches!(result, Err(StopProblem::Process(_))) {
             ladder_limits = ladder_limits.without_grace();
@@ -75,6 +95,8 @@ pub fn umount(
         report.record(clock.monotonic().saturating_sub(start), StopStep::AskServer, result);
     } else if is_dead(&found.path)? {
         ladder_limits = ladder_limits.without_grace();
+    } else if let users @ [_, ..] = &*found.users(limits.total) {
+        in_use(&InUse { users: users.to_vec(), grace: ladder_limits.grace });
     }
     ladder_limits.total = limits.total.saturating_sub(clock.monotonic().saturating_sub(start));
     Ok(continue_stop(found.into_plan(dir, ladder_limits), clock, start, report))
@@ -100,8 +122,10 @@ pub fn clean_dead(
         return Ok(None);
     }
     if let Some(server) = found.server.take() {
-        // A server whose mount is dead is about to end: killed, its memory takes the kernel a while.
-        if found.dev.is_none() || !server.wait_exit(ENDING_LIMIT) {
+        // A server whose mount is dead, or whose lock is free, is about to end: killed, its memory takes the kernel a
+        // while. One that starts, or stops in order, holds its lock.
+        let ending = found.dev.is_some() || !dir.is_held(&found.path)?;
+        if !ending || !server.wait_exit(ENDING_LIMIT) {
             return Ok(None);
         }
     }
@@ -141,6 +165,26 @@ impl Found {
         Ok(Found { path, dev: entry.map(|entry| entry.dev), info, server })
     }
 
+    /// Who uses the mount, in a stop that has `total`. Its own server does not count.
+    fn users(&self, total: Duration) -> Vec<MountUser> {
+        let own = self.info.as_ref().map(|info| info.pid);
+        let Some(dev) = self.dev else { return Vec::new() };
+        let path = self.path.clone();
+        // A process that hangs in a fault may keep its own list of mappings locked.
+        let mut users = bounded("revfs-users", USERS_LIMIT.min(total / 10), move || users_of(&path, dev))
+            .unwrap_or_else(|error| {
+                log::warn!("who uses {} is not known: {error}", self.path.display());
+                Vec::new()
+            });
+        users.retain(|user| Some(user.pid) != own);
+        users
+    }
+
+    fn is_still_mounted(&self) -> bool {
+        let now = find_mount(&self.path);
+        now.is_ok_and(|entry| entry.is_some_and(|entry| Some(entry.dev) == self.dev))
+    }
+
     fn plan_is_empty(&self) -> bool {
         self.dev.is_none() && self.info.is_none()
     }
@@ -158,11 +202,37 @@ impl Found {
     }
 }
 
-fn ask(server: &Process, limit: Duration) -> Result<StepOutcome, StopProblem> {
-    match server.signal(Signal::TERM) {
-        Ok(()) if server.wait_exit(limit) => Ok(StepOutcome::Done),
-        Ok(()) => Err(StopProblem::ServerStays { pid: server.pid(), limit }),
-        Err(ProcessError::Gone { .. }) => Ok(StepOutcome::Done),
-        Err(error) => Err(error.into()),
+/// Asks a server to stop within its share of `total`, and waits for its end.
+fn ask(
+    server: &Process,
+    found: &Found,
+    total: Duration,
+    in_use: &mut dyn FnMut(&InUse),
+) -> Result<StepOutcome, StopProblem> {
+    let limit = total.saturating_mul(SERVER_SHARE.0) / SERVER_SHARE.1;
+    let grace = StopLimits::default().within(limit).grace;
+    let mut users = found.users(total);
+    match server.terminate_within(limit) {
+        Ok(()) => {}
+        Err(ProcessError::Gone { .. }) => return Ok(StepOutcome::Done),
+        Err(error) => return Err(error.into()),
     }
+    let mut left = limit;
+    if users.is_empty() {
+        // Processes of others, at which this user may not look, keep the server waiting as well.
+        let first = BUSY_AFTER.min(limit);
+        if server.wait_exit(first) {
+            return Ok(StepOutcome::Done);
+        }
+        left = limit - first;
+        users = found.users(total);
+    }
+    // A server whose mount is gone is only closing its store.
+    if grace > limit - left && found.is_still_mounted() {
+        in_use(&InUse { users, grace });
+    }
+    if server.wait_exit(left) {
+        return Ok(StepOutcome::Done);
+    }
+    Err(StopProblem::ServerStays { pid: server.pid(), limit })
 }

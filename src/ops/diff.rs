@@ -1,7 +1,8 @@
 //! `diff`: which files and bytes differ between two states.
 //!
 //! Invariant: a range that is not reported is equal in both states, byte by byte; a reported one may contain
-//! equal bytes, for the unit is the block. Only files and blocks that commits between the two touched are
+//! equal bytes, for the unit is the block. What a shorter file has lost is told apart, for it is in no range of the
+//! second state. Only files and blocks that commits between the two touched are
 //! looked at, so the cost is that of the changes and not of the store.
 
 use std::collections::BTreeMap;
@@ -55,6 +56,9 @@ pub struct DiffEntry {
     pub block_size: u64,
     /// Bytes of the second state that differ, ascending and apart.
     pub ranges: Vec<Range>,
+    /// Bytes of the first state beyond the end of the second, if the file shrank.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cut_off: Option<Range>,
 }
 
 /// Runs of blocks as (first, end); ascending and apart once they are merged.
@@ -158,6 +162,10 @@ impl Pair<'_> {
             }
         };
         let Some(known) = is.as_ref().or(was.as_ref()) else { return Ok(None) };
+        let cut_off = match (&was, &is) {
+            (Some(was), Some(is)) => Some(Range { start: is.size, end: was.size }),
+            _ => None,
+        };
         Ok(Some(DiffEntry {
             name: Name::new(&path),
             file: known.file,
@@ -167,6 +175,7 @@ impl Pair<'_> {
             size: is.as_ref().map_or(0, |meta| meta.size),
             block_size: known.block_size.bytes(),
             ranges,
+            cut_off: cut_off.filter(|range| range.start < range.end),
         }))
     }
 

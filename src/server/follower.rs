@@ -29,7 +29,7 @@ pub(super) fn run(server: &Server) {
                     log::info!("the store is followed again, head is @{}", server.head());
                 }
                 (backoff, logged) = (BACKOFF_MIN, false);
-                server.trouble.store(None);
+                server.trouble.store(server.store.trouble().map(Arc::new));
                 server.store.wait_for_commits(server.options.poll_interval);
             }
             Err(error) => {

@@ -138,7 +138,7 @@ pub struct NativeStore {
     follower: Follower,
     /// Newest tid applied, as the number of a [`Tid`]; only grows.
     head: AtomicU64,
-    /// Where the log was found to be broken. Leaf lock; never held across a wait.
+    /// Where the log was found to be broken, until it is applied beyond that. Leaf lock; never held across a wait.
     broken: Mutex<Option<Broken>>,
     /// Serialises refreshes of this process. Held while records are read and applied; before LMDB's own lock.
     refreshing: tokio::sync::Mutex<()>,
@@ -230,7 +230,7 @@ impl NativeStore {
         let seqs = if full { self.objects.record_seqs().await? } else { Vec::new() };
         let total = seqs.last().copied().unwrap_or(0);
         if let Some(gap) = log::first_gap(&seqs) {
-            self.set_broken(Broken { seq: gap, what: "it is missing, and later ones exist".to_owned() });
+            self.set_broken(Broken::missing(gap));
         }
         loop {
             let (seq, hash, tid) = self.index.applied().map_err(index_error)?;
@@ -238,14 +238,26 @@ impl NativeStore {
             let mut batch = Vec::new();
             let mut bytes = 0;
             let mut more = false;
+            let mut later_exists = false;
             loop {
                 match log::read_next(&self.objects, &end).await? {
                     Next::Entry(entry) => {
+                        later_exists = false;
                         end = end_of(&entry);
                         bytes += entry.body.len();
                         batch.push(*entry);
                     }
-                    Next::Absent => break,
+                    // Both may have come in between: only what is still absent then is missing.
+                    Next::Absent if !later_exists && self.has_record(end.seq + 2) => {
+                        later_exists = true;
+                        continue;
+                    }
+                    Next::Absent => {
+                        if later_exists {
+                            self.set_broken(Broken::missing(end.seq + 1));
+                        }
+                        break;
+                    }
                     Next::Broken(broken) => {
                         self.set_broken(broken);
                         break;
@@ -266,10 +278,24 @@ impl NativeStore {
                 }
             }
             if !more {
-                let (_, _, head) = self.index.applied().map_err(index_error)?;
+                let (seq, _, head) = self.index.applied().map_err(index_error)?;
+                self.clear_broken(seq);
                 self.head.fetch_max(head.raw(), Ordering::SeqCst);
                 return Ok(Tid::from_raw(self.head.load(Ordering::SeqCst)));
             }
+        }
+    }
+
+    /// Whether there is a record of this number. Asked on a local disk only, where it costs next to nothing.
+    fn has_record(&self, seq: u64) -> bool {
+        self.objects.local_file(&format::record_object(seq)).is_some_and(|file| file.exists())
+    }
+
+    /// Records up to `seq` are applied: what was broken before it has been repaired.
+    fn clear_broken(&self, seq: u64) {
+        let mut slot = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(broken) = slot.take_if(|broken| broken.seq <= seq) {
+            ::log::info!("{}: commits/{:020} has been repaired", self.info.url, broken.seq);
         }
     }
 
@@ -298,6 +324,10 @@ impl Store for NativeStore {
     fn refresh(&self) -> Load<Result<Tid, ReadError>> {
         // The log of other storages is read here as well: their futures need no reactor of ours.
         Load::Ready(pollster::block_on(self.refresh_async(false)))
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.broken().map(|broken| broken.to_string())
     }
 
     fn wait_for_commits(&self, timeout: Duration) {

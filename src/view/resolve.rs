@@ -22,7 +22,7 @@ pub enum ResolveError {
         tag: TagName,
     },
     /// The unit of time that is named has not begun.
-    #[error("the time asked for begins after now: give an earlier one, or `head` for the newest revision")]
+    #[error("the time asked for is in the future: give an earlier one, or `head` for the newest revision")]
     InFuture {
         /// When it begins, ns since 1970 UTC.
         start_unix_ns: u64,
@@ -68,6 +68,8 @@ pub fn resolve_within(
         RevSpec::Time { start_unix_ns, .. } if *start_unix_ns > now_unix_ns => {
             Err(ResolveError::InFuture { start_unix_ns: *start_unix_ns, now_unix_ns })
         }
+        // All of it is before 1970: no commit can be older, and one of the first moment of 1970 is newer.
+        RevSpec::Time { end_unix_ns: 0, .. } => Ok(Tid::ZERO),
         // A time is the whole unit, without its end; what is not over yet counts up to now.
         RevSpec::Time { end_unix_ns, .. } => newest_until(end_unix_ns.saturating_sub(1).min(now_unix_ns)),
         RevSpec::Span { ns } => newest_until(now_unix_ns.saturating_sub(*ns)),

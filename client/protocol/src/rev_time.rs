@@ -1,12 +1,13 @@
 //! Times in the text of a revision: a prefix of `YYYY-MM-DDThh:mm:ss.fffffffff`, in UTC.
 //!
-//! Invariant: a time is an interval, the whole unit that its last part names, and it is never empty.
-//! Years are 1970 to 2553, so that each end fits 64 bits of nanoseconds. No zones but `Z`, on purpose.
+//! Invariant: a time is an interval, the whole unit that its last part names. Each day of the years 1 to 9999 is one;
+//! its ends are clamped to 64 bits of nanoseconds since 1970 (to the year 2554), so a unit within them is not empty,
+//! one before them ends at 0, and one after them begins at the greatest number. No zones but `Z`, on purpose.
 
-use crate::tid::unix_ns_of_date;
+use jiff::civil::Date;
 
-const NS_PER_SECOND: u64 = 1_000_000_000;
-const YEARS: std::ops::RangeInclusive<u64> = 1970..=2553;
+const NS_PER_SECOND: i128 = 1_000_000_000;
+const NS_PER_DAY: i128 = 24 * 3600 * NS_PER_SECOND;
 const FRACTION_DIGITS_MAX: usize = 9;
 
 /// The unit that a time names, in nanoseconds since 1970: from `start_unix_ns` to before `end_unix_ns`.
@@ -14,6 +15,21 @@ const FRACTION_DIGITS_MAX: usize = 9;
 pub(crate) struct TimeUnit {
     pub(crate) start_unix_ns: u64,
     pub(crate) end_unix_ns: u64,
+}
+
+/// The same before it is clamped.
+#[derive(Clone, Copy)]
+struct Unit {
+    start_ns: i128,
+    end_ns: i128,
+}
+
+impl Unit {
+    fn clamped(self) -> TimeUnit {
+        // What is left is in range, or above it.
+        let clamp = |ns: i128| u64::try_from(ns.max(0)).unwrap_or(u64::MAX);
+        TimeUnit { start_unix_ns: clamp(self.start_ns), end_unix_ns: clamp(self.end_ns) }
+    }
 }
 
 /// Whether a text is meant as a time: 4 digits, then nothing or `-`.
@@ -25,17 +41,17 @@ pub(crate) fn looks_like_time(text: &str) -> bool {
 /// Reads a time; the error says which part is wrong.
 pub(crate) fn parse_time(text: &str) -> Result<TimeUnit, &'static str> {
     let Some((date, clock)) = text.split_once('T') else {
-        return Ok(parse_date(text)?.0);
+        return Ok(parse_date(text)?.0.clamped());
     };
     let (day, names_day) = parse_date(date)?;
     if !names_day {
         return Err("a time of day needs a full date");
     }
-    parse_clock(day.start_unix_ns, clock.strip_suffix('Z').unwrap_or(clock))
+    Ok(parse_clock(day.start_ns, clock.strip_suffix('Z').unwrap_or(clock))?.clamped())
 }
 
 /// Reads `YYYY`, `YYYY-MM` or `YYYY-MM-DD`; also whether it names a day.
-fn parse_date(text: &str) -> Result<(TimeUnit, bool), &'static str> {
+fn parse_date(text: &str) -> Result<(Unit, bool), &'static str> {
     const NO_DATE: &str = "there is no such date";
     let mut parts = text.split('-');
     let year = number(parts.next(), 4)?.ok_or("a year has 4 digits")?;
@@ -44,20 +60,30 @@ fn parse_date(text: &str) -> Result<(TimeUnit, bool), &'static str> {
     if parts.next().is_some() {
         return Err("a date has at most a year, a month and a day");
     }
-    if !YEARS.contains(&year) {
-        return Err("the year is not from 1970 to 2553");
+    if year == 0 {
+        return Err("the year is not from 0001 to 9999");
     }
-    let start = unix_ns_of_date(year, month.unwrap_or(1), day.unwrap_or(1)).ok_or(NO_DATE)?;
-    let end = match (month, day) {
-        (None, _) | (Some(12), None) => unix_ns_of_date(year + 1, 1, 1),
-        (Some(month), None) => unix_ns_of_date(year, month + 1, 1),
-        (Some(_), Some(_)) => start.checked_add(24 * 3600 * NS_PER_SECOND),
+    let date = |month: i128, day: i128| {
+        let [month, day] = [month, day].map(i8::try_from);
+        let year = i16::try_from(year).map_err(|_| NO_DATE)?;
+        Date::new(year, month.map_err(|_| NO_DATE)?, day.map_err(|_| NO_DATE)?).map_err(|_| NO_DATE)
     };
-    Ok((TimeUnit { start_unix_ns: start, end_unix_ns: end.ok_or(NO_DATE)? }, day.is_some()))
+    let first = date(month.unwrap_or(1), day.unwrap_or(1))?;
+    let last = match (month, day) {
+        (None, _) => first.last_of_year(),
+        (Some(_), None) => first.last_of_month(),
+        (Some(_), Some(_)) => first,
+    };
+    Ok((Unit { start_ns: ns_of(first), end_ns: ns_of(last) + NS_PER_DAY }, day.is_some()))
+}
+
+/// When a day begins, in nanoseconds since 1970.
+fn ns_of(day: Date) -> i128 {
+    day.duration_since(Date::constant(1970, 1, 1)).as_nanos()
 }
 
 /// Reads `hh`, `hh:mm`, `hh:mm:ss` or `hh:mm:ss.f` within the day that starts at `day_ns`.
-fn parse_clock(day_ns: u64, text: &str) -> Result<TimeUnit, &'static str> {
+fn parse_clock(day_ns: i128, text: &str) -> Result<Unit, &'static str> {
     let mut parts = text.split(':');
     let hour = number(parts.next(), 2)?.ok_or("an hour has 2 digits")?;
     let minute = number(parts.next(), 2)?;
@@ -79,13 +105,12 @@ fn parse_clock(day_ns: u64, text: &str) -> Result<TimeUnit, &'static str> {
         (Some(_), Some(_)) => fraction_unit_ns,
     };
     let seconds = hour * 3600 + minute.unwrap_or(0) * 60 + second.unwrap_or(0);
-    // Years end in 2553, half a year before 64 bits do.
-    let start_unix_ns = day_ns + seconds * NS_PER_SECOND + fraction_ns;
-    Ok(TimeUnit { start_unix_ns, end_unix_ns: start_unix_ns + unit_ns })
+    let start_ns = day_ns + seconds * NS_PER_SECOND + fraction_ns;
+    Ok(Unit { start_ns, end_ns: start_ns + unit_ns })
 }
 
 /// Reads the digits after the point of a second: their nanoseconds, and those of the last digit's unit.
-fn parse_fraction(digits: &str) -> Result<(u64, u64), &'static str> {
+fn parse_fraction(digits: &str) -> Result<(i128, i128), &'static str> {
     if digits.len() > FRACTION_DIGITS_MAX {
         return Err("a fraction of a second has 1 to 9 digits");
     }
@@ -95,7 +120,7 @@ fn parse_fraction(digits: &str) -> Result<(u64, u64), &'static str> {
 }
 
 /// Reads a part of exactly `len` digits (1 to 9); none if the part is not there.
-fn number(part: Option<&str>, len: usize) -> Result<Option<u64>, &'static str> {
+fn number(part: Option<&str>, len: usize) -> Result<Option<i128>, &'static str> {
     const NOT_DIGITS: &str = "a part of it does not have its 2 (year: 4) digits";
     let Some(part) = part else {
         return Ok(None);
@@ -136,6 +161,7 @@ mod tests {
             ),
             ("1970", "1970-01-01T00:00Z", "1971-01-01T00:00Z"),
             ("2553-12-31T23:59:59", "2553-12-31T23:59:59Z", "2554-01-01T00:00Z"),
+            ("2554-07-20", "2554-07-20T00:00Z", "2554-07-21T00:00Z"),
         ] {
             let unit = TimeUnit { start_unix_ns: ns(start), end_unix_ns: ns(end) };
             assert_eq!(parse_time(text), Ok(unit), "{text}");
@@ -150,9 +176,11 @@ mod tests {
         for text in [
             "",
             "26",
-            "1969",
-            "2554",
-            "9999-01-01",
+            "0000",
+            "0000-01-01",
+            "9999-02-29",
+            "9999-12-31T24",
+            "1900-02-29",
             "2026-",
             "2026-1",
             "2026-13",
@@ -183,15 +211,51 @@ mod tests {
         }
     }
 
+    #[test]
+    fn each_year_of_the_calendar_is_a_time() {
+        let unit = |text: String| parse_time(&text).unwrap_or_else(|reason| panic!("{text}: {reason}"));
+        let mut before = unit("0001".to_owned());
+        assert_eq!(before, TimeUnit { start_unix_ns: 0, end_unix_ns: 0 });
+        for year in 2..=9999 {
+            let whole = unit(format!("{year:04}"));
+            assert_eq!(whole.start_unix_ns, before.end_unix_ns, "{year}");
+            let (first, last) =
+                (unit(format!("{year:04}-01-01T00")), unit(format!("{year:04}-12-31T23:59:59.9")));
+            assert_eq!(
+                (first.start_unix_ns, last.end_unix_ns),
+                (whole.start_unix_ns, whole.end_unix_ns),
+                "{year}"
+            );
+            assert_eq!(whole.end_unix_ns == 0, year < 1970, "{year}");
+            assert_eq!(whole.start_unix_ns == u64::MAX, year > 2554, "{year}");
+            before = whole;
+        }
+    }
+
+    #[test]
+    fn the_ends_of_64_bits_cut_a_unit() {
+        for (text, start, end) in [
+            ("1969-12-31T23:59:59.999999999", 0, 0),
+            ("1970-01-01T00:00:00.000000000", 0, 1),
+            ("2554", ns("2554-01-01T00:00Z"), u64::MAX),
+            ("2554-07-21T23:34:33", 18_446_744_073_000_000_000, u64::MAX),
+            ("2554-07-21T23:34:34", u64::MAX, u64::MAX),
+            ("9999-12-31T23:59:59.999999999", u64::MAX, u64::MAX),
+        ] {
+            assert_eq!(parse_time(text), Ok(TimeUnit { start_unix_ns: start, end_unix_ns: end }), "{text}");
+        }
+    }
+
     proptest! {
         #[test]
-        fn no_text_panics_and_no_unit_is_empty(
+        fn no_text_panics_and_no_unit_within_64_bits_is_empty(
             text in "\\PC*",
-            near in "(19|20|25)[0-9]{2}(-[0-9]{2}){0,3}(T[0-9]{2}(:[0-9]{2}){0,3})?(\\.[0-9]{0,10})?Z?",
+            near in "(00|19|20|25|99)[0-9]{2}(-[0-9]{2}){0,3}(T[0-9]{2}(:[0-9]{2}){0,3})?(\\.[0-9]{0,10})?Z?",
         ) {
             for text in [text, near] {
                 if let Ok(unit) = parse_time(&text) {
-                    prop_assert!(unit.start_unix_ns < unit.end_unix_ns);
+                    let outside = unit.end_unix_ns == 0 || unit.start_unix_ns == u64::MAX;
+                    prop_assert!(unit.start_unix_ns < unit.end_unix_ns || outside);
                     prop_assert!(looks_like_time(&text));
                 }
             }

@@ -123,7 +123,7 @@ impl Tid {
 /// The first nanosecond of a day since 1970; none if there is no such day or it is out of 64 bits.
 ///
 /// A day after 2554 saturates to `u64::MAX`: it exists, and is only too late to count.
-pub(crate) fn unix_ns_of_date(year: u64, month: u64, day: u64) -> Option<u64> {
+fn unix_ns_of_date(year: u64, month: u64, day: u64) -> Option<u64> {
     let date =
         Date::new(i16::try_from(year).ok()?, i8::try_from(month).ok()?, i8::try_from(day).ok()?).ok()?;
     let since: SignedDuration = date.duration_since(Date::constant(1970, 1, 1));

@@ -24,6 +24,13 @@ pub struct Broken {
     pub what: String,
 }
 
+impl Broken {
+    /// That record `seq` is not there though later ones are.
+    pub fn missing(seq: u64) -> Broken {
+        Broken { seq, what: "it is missing, and later ones exist".to_owned() }
+    }
+}
+
 /// A position in the log: the last record that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogEnd {

@@ -43,6 +43,20 @@ impl Revfs {
         Revfs { binary, output: scratch.to_owned() }
     }
 
+    /// Whether the command is there; cargo does not build it along with this program.
+    ///
+    /// # Errors
+    /// It is not; rows that run it will fail with the same.
+    pub fn check(&self) -> Result<()> {
+        if self.binary.is_file() {
+            return Ok(());
+        }
+        Err(BenchError::NotPossible {
+            what: format!("{}: the command to measure is not there", self.binary.display()),
+            remedy: "build it first with `cargo build --release`, or name another one in REVFS_BIN",
+        })
+    }
+
     /// What it says of its version, or why it cannot.
     pub fn version(&self) -> String {
         let mut command = self.command();
@@ -103,6 +117,7 @@ impl Revfs {
     /// leaves behind would keep a pipe open.
     fn run(&self, mut command: Command, limit: Duration) -> Result<Duration> {
         scratch::check_not_stopping();
+        self.check()?;
         let (stdout, stderr) = (self.output.join("stdout"), self.output.join("stderr"));
         let file = |path: &Path| File::create(path).named(path.display());
         command.stdin(Stdio::null()).stdout(file(&stdout)?).stderr(file(&stderr)?);

@@ -203,6 +203,10 @@ fn measure(args: &Args, chosen: &[&Group]) -> Result<Report> {
         eprintln!("bench: files are left in {}", scratch.root().display());
     }
     let revfs = Revfs::new(scratch.root());
+    if let Err(error) = revfs.check() {
+        // Not the end: there are rows that use the library alone.
+        eprintln!("bench: {error}");
+    }
     let environment = Environment::here(scratch.root(), revfs.version())?;
     let mut bench = Bench { args, revfs: &revfs, measured: Vec::new() };
     for group in chosen {

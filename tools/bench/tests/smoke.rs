@@ -68,7 +68,9 @@ fn every_row_runs_and_nothing_is_left() {
 #[test]
 fn a_command_that_fails_leaves_rows_out_and_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
-    for binary in ["/bin/false", "/nowhere/revfs"] {
+    for (binary, remedy) in
+        [("/bin/false", ""), ("/nowhere/revfs", "build it first with `cargo build --release`")]
+    {
         let mut command = bench(dir.path(), &["--only", "small", "--only", "getattr"]);
         let output = command.args(TINY).env("REVFS_BIN", binary).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
@@ -76,7 +78,13 @@ fn a_command_that_fails_leaves_rows_out_and_nothing_behind() {
         let rows = report["rows"].as_array().unwrap();
         let failed: Vec<_> = rows.iter().filter(|row| row["error"].is_string()).collect();
         assert!(failed.len() == 1 && failed[0]["key"] == "getattr", "{report}");
-        assert!(failed[0]["error"].as_str().unwrap().contains(binary), "{report}");
+        let error = failed[0]["error"].as_str().unwrap();
+        assert!(error.contains(binary) && error.contains(remedy), "{report}");
+        // Told at the start as well, before rows that take their time.
+        let said = String::from_utf8_lossy(&output.stderr);
+        let first = said.lines().position(|line| line.contains(remedy) && line.contains(binary));
+        let row = said.lines().position(|line| line.contains("small-commits: "));
+        assert!(first.is_some() && (remedy.is_empty() || first < row), "{said}");
     }
     assert_clean(dir.path());
 }
