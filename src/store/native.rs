@@ -229,7 +229,7 @@ impl NativeStore {
         let index_error = |source| ReadError::Index { source };
         let seqs = if full { self.objects.record_seqs().await? } else { Vec::new() };
         let total = seqs.last().copied().unwrap_or(0);
-        if let Some(gap) = log::first_gap(&seqs) {
+        if let Some(gap) = log::first_gap(&self.objects, &seqs).await? {
             self.set_broken(Broken { seq: gap, what: "it is missing, and later ones exist".to_owned() });
         }
         loop {

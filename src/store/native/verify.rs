@@ -107,7 +107,7 @@ impl NativeStore {
 
     async fn verify_log(&self, report: &mut VerifyReport, seen: &mut Seen) -> Result<(), ReadError> {
         let seqs = self.objects.record_seqs().await?;
-        if let Some(gap) = log::first_gap(&seqs) {
+        if let Some(gap) = log::first_gap(&self.objects, &seqs).await? {
             report.damage(format!("commits/{gap:020}"), "it is missing, and later ones exist");
         }
         let mut end = LogEnd { seq: 0, hash: [0; 32], tid: Tid::ZERO };
