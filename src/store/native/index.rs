@@ -225,10 +225,11 @@ fn open_value<'v>(table: &'static str, key: &[u8], value: &'v [u8]) -> Result<Re
 
 #[cfg(test)]
 impl Index {
-    /// Flips a bit in each value of the tables that answer reads.
+    /// Flips a bit in each value of all tables.
     pub fn spoil(&self) {
         let mut txn = self.env.write_txn().unwrap();
-        for table in [self.tables.files, self.tables.blocks, self.tables.names, self.tables.packs] {
+        let t = &self.tables;
+        for table in [t.meta, t.log, t.tids, t.files, t.blocks, t.names, t.dirs, t.packs, t.tags] {
             let values: Vec<(Vec<u8>, Vec<u8>)> = table
                 .iter(&txn)
                 .unwrap()
