@@ -209,8 +209,7 @@ fn verify_lists_what_a_writer_that_died_left_behind() {
     let dir = tempfile::tempdir().unwrap();
     let options = InitOptions { sync: false, ..InitOptions::default() };
     NativeStore::init(dir.path(), &options, &*SystemClock::shared()).unwrap();
-    let store =
-        NativeStore::open(dir.path(), OpenOptions { sync: false, ..OpenOptions::default() }).unwrap();
+    let store = NativeStore::open(dir.path(), OpenOptions { sync: false, ..OpenOptions::default() }).unwrap();
     commit(&store, "file", 40, 5).unwrap();
     // The names that `object_store` gives to what it writes before it links it, and a pack without a record.
     let left = ["commits/00000000000000000002#1", "packs/ab/ab0123#17", "packs/cd/cd4567"];

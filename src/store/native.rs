@@ -438,13 +438,18 @@ mod tests {
     use super::*;
     use crate::store::BufferPool;
 
-    #[test]
-    fn index_values_with_a_wrong_checksum_rebuild_the_index() {
+    fn empty_store() -> (tempfile::TempDir, Arc<NativeStore>) {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("store");
         let options = InitOptions { sync: false, ..InitOptions::default() };
         NativeStore::init(&root, &options, &*SystemClock::shared()).unwrap();
         let store = NativeStore::open(&root, OpenOptions { sync: false, ..OpenOptions::default() }).unwrap();
+        (dir, store)
+    }
+
+    #[test]
+    fn index_values_with_a_wrong_checksum_rebuild_the_index() {
+        let (_dir, store) = empty_store();
         let mut txn = store.begin(None).unwrap();
         let file = txn.create(b"dir/f", None).unwrap();
         pollster::block_on(txn.write(file, 0..5, b"bytes")).unwrap();
@@ -476,11 +481,7 @@ mod tests {
     }
     #[test]
     fn what_is_committed_while_the_index_is_built_anew_stays_in_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("store");
-        let options = InitOptions { sync: false, ..InitOptions::default() };
-        NativeStore::init(&root, &options, &*SystemClock::shared()).unwrap();
-        let store = NativeStore::open(&root, OpenOptions { sync: false, ..OpenOptions::default() }).unwrap();
+        let (_dir, store) = empty_store();
         let commit = || {
             let mut txn = store.begin(None).unwrap();
             txn.allow_empty();
