@@ -204,6 +204,26 @@ fn a_failed_read_is_an_error_and_the_next_one_is_right() {
     assert_eq!(read(&store, tid, "file").unwrap().unwrap(), content(40, 5));
 }
 
+#[test]
+fn verify_lists_what_a_writer_that_died_left_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = InitOptions { sync: false, ..InitOptions::default() };
+    NativeStore::init(dir.path(), &options, &*SystemClock::shared()).unwrap();
+    let store = NativeStore::open(dir.path(), OpenOptions { sync: false, ..OpenOptions::default() }).unwrap();
+    commit(&store, "file", 40, 5).unwrap();
+    // The names that `object_store` gives to what it writes before it links it, and a pack without a record.
+    let left = ["commits/00000000000000000002#1", "packs/ab/ab0123#17", "packs/cd/cd4567"];
+    for name in left {
+        std::fs::write(dir.path().join(name), b"half").unwrap();
+    }
+    let options = VerifyOptions { quick: true, sample_percent: 100.0 };
+    let report = run(store.verify(&options, &mut |_, _| {})).unwrap();
+    assert!(!report.is_damaged());
+    let mut found: Vec<String> = report.findings.into_iter().map(|finding| finding.object).collect();
+    found.sort();
+    assert_eq!(found, left);
+}
+
 fn faulty() -> (Arc<Faults>, Arc<FaultyStore>) {
     let faults = Faults::none();
     let storage = Arc::new(FaultyStore::new(Arc::new(InMemory::new()), Arc::clone(&faults)));

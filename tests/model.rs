@@ -4,18 +4,19 @@
 
 #![allow(clippy::unwrap_used)] // a failed step is a failed test
 
+#[path = "model/play.rs"]
+mod play;
 #[path = "model/reference.rs"]
 mod reference;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use reference::{BLOCK, Edit, Model, Rng, State, apply, conflicts, draw, touched};
+use play::{draw_and_play, run, seeds};
+use reference::{BLOCK, Model, Rng, State, conflicts, touched};
 use revfs::env::SystemClock;
 use revfs::protocol::{BlockCount, BlockIndex, BlockSize, FileId, Tid};
-use revfs::store::native::{
-    CommitError, InitOptions, NativeStore, OpenOptions, Transaction, VerifyOptions, open_objects,
-};
+use revfs::store::native::{CommitError, InitOptions, NativeStore, OpenOptions, VerifyOptions, open_objects};
 use revfs::store::{BlockData, BufferPool, Codec, DirId, Piece, PieceSource, ReadTxn};
 
 /// Where the store under test lives.
@@ -50,42 +51,6 @@ impl Place {
         match self {
             Place::Directory(dir) => std::fs::remove_dir_all(dir.path().join("store/index")).unwrap(),
             Place::Memory(_, dir) => std::fs::remove_dir_all(dir.path().join("v1")).unwrap(),
-        }
-    }
-}
-
-fn run<T>(future: impl Future<Output = T>) -> T {
-    pollster::block_on(future)
-}
-
-/// Plays an edit on a transaction.
-fn play(txn: &mut Transaction, edit: &Edit) -> FileId {
-    let file = |txn: &Transaction, name: &[u8]| txn.lookup(name).unwrap().expect("the model has it");
-    match edit {
-        Edit::Create(name, bytes) => {
-            let file = txn.create(name, None).unwrap();
-            run(txn.write(file, 0..bytes.len() as u64, bytes)).unwrap();
-            file
-        }
-        Edit::Write(name, at, bytes) => {
-            let file = file(txn, name);
-            run(txn.write(file, *at..*at + bytes.len() as u64, bytes)).unwrap();
-            file
-        }
-        Edit::Resize(name, size) => {
-            let file = file(txn, name);
-            run(txn.set_size(file, *size)).unwrap();
-            file
-        }
-        Edit::Rename(name, to) => {
-            let file = file(txn, name);
-            txn.rename(file, to).unwrap();
-            file
-        }
-        Edit::Delete(name) => {
-            let file = file(txn, name);
-            txn.delete(file).unwrap();
-            file
         }
     }
 }
@@ -144,19 +109,6 @@ fn compare(store: &Arc<NativeStore>, at: Tid, expected: &State, seed: u64) {
         assert_eq!(found[name].0, *file, "identity of {name_text} at {at}, seed {seed}");
         assert!(found[name].1 == *bytes, "bytes of {name_text} at {at}, seed {seed}");
     }
-}
-
-/// Draws edits on `base` and plays them on `txn`; answers them and the state that they make.
-fn draw_and_play(rng: &mut Rng, txn: &mut Transaction, base: &State) -> (Vec<Edit>, State) {
-    let mut state = base.clone();
-    let mut edits = Vec::new();
-    for _ in 0..=rng.below(4) {
-        let edit = draw(rng, &state);
-        let file = play(txn, &edit);
-        apply(&mut state, &edit, file);
-        edits.push(edit);
-    }
-    (edits, state)
 }
 
 /// Applies edits to a state in which the files may have been changed by others in between.
@@ -262,14 +214,6 @@ fn race(rng: &mut Rng, store: &Arc<NativeStore>, model: &mut Model, seed: u64) {
             assert!(expected, "seed {seed}: {kind:?} between {first_edits:?} and {second_edits:?}");
         }
         Err(other) => panic!("seed {seed}: {other}"),
-    }
-}
-
-fn seeds(count: u64) -> Vec<u64> {
-    match std::env::var("REVFS_SEED").ok().and_then(|text| text.parse().ok()) {
-        Some(seed) => vec![seed],
-        None if std::env::var_os("REVFS_SLOW").is_some() => (0..count * 50).collect(),
-        None => (0..count).collect(),
     }
 }
 

@@ -14,6 +14,8 @@ mod live;
 mod mapping;
 #[path = "mounted/model.rs"]
 mod model;
+#[path = "model/play.rs"]
+mod play;
 #[path = "model/reference.rs"]
 #[allow(dead_code)] // the rules of conflict are for `tests/model.rs`
 mod reference;
@@ -90,7 +92,7 @@ fn a_mounted_store_behaves_as_the_model() {
     if no_fuse("a_mounted_store_behaves_as_the_model") {
         return;
     }
-    for seed in model::seeds(4) {
+    for seed in play::seeds(4) {
         println!("seed {seed}");
         model::scenario(seed, 30);
     }

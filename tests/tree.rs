@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::mount::TestMount;
 use common::store::{BLOCK, Edit, ScriptedStore};
+use live::no_fuse;
 use revfs::store::Store;
 use revfs_protocol::Tid;
 use rustix::io::Errno;
@@ -20,6 +21,8 @@ mod common {
     pub mod mount;
     pub mod store;
 }
+#[path = "common/live.rs"]
+mod live;
 
 /// 2020-05-05T10:00 and on, one second apart.
 fn tid(second: u64) -> u64 {
@@ -74,6 +77,9 @@ fn errno_of<T: std::fmt::Debug>(result: std::io::Result<T>) -> Errno {
 
 #[test]
 fn the_tree_has_exactly_the_names_of_the_product() {
+    if no_fuse("the_tree_has_exactly_the_names_of_the_product") {
+        return;
+    }
     let tag = Edit::Tag("release-1", Tid::from_raw(tid(0)));
     let (store, mount) = mounted(&[
         (tid(0), vec![Edit::Put("a", pattern(1, 10)), Edit::Put("dir/sub/b", pattern(2, 5000))]),
@@ -109,6 +115,9 @@ fn the_tree_has_exactly_the_names_of_the_product() {
 
 #[test]
 fn at_names_are_links_and_what_means_nothing_has_the_right_errno() {
+    if no_fuse("at_names_are_links_and_what_means_nothing_has_the_right_errno") {
+        return;
+    }
     let tag = Edit::Tag("release-1", Tid::from_raw(tid(0)));
     let (store, mount) = mounted(&[(tid(0), vec![Edit::Put("a", vec![1])]), (tid(60), vec![tag])]);
     let link =
@@ -141,6 +150,9 @@ fn at_names_are_links_and_what_means_nothing_has_the_right_errno() {
 
 #[test]
 fn bytes_and_attributes_are_those_of_the_revision() {
+    if no_fuse("bytes_and_attributes_are_those_of_the_revision") {
+        return;
+    }
     let whole = pattern(3, 300_001);
     let (store, mount) = mounted(&[
         (tid(0), vec![Edit::Put("a", whole.clone()), Edit::Put("sparse", vec![1])]),
@@ -181,6 +193,9 @@ fn bytes_and_attributes_are_those_of_the_revision() {
 
 #[test]
 fn extended_attributes_name_the_file_and_its_revision() {
+    if no_fuse("extended_attributes_name_the_file_and_its_revision") {
+        return;
+    }
     let (store, mount) = mounted(&[(tid(0), vec![Edit::Put("a", vec![1])]), (tid(3), vec![])]);
     let path = mount.path("head/bigfile/a");
     let get = |name: &str, len: usize| {
@@ -200,7 +215,30 @@ fn extended_attributes_name_the_file_and_its_revision() {
 }
 
 #[test]
+fn an_extended_attribute_that_cannot_be_read_is_an_error_and_not_absent() {
+    if no_fuse("an_extended_attribute_that_cannot_be_read_is_an_error_and_not_absent") {
+        return;
+    }
+    let (store, mount) = mounted(&[(tid(0), vec![Edit::Put("a", vec![1])])]);
+    let file = fs::File::open(mount.path("head/bigfile/a")).unwrap();
+    file.metadata().unwrap(); // the kernel has its attributes, and asks for nothing but the extended one
+    store.commit(tid(1), &[]);
+    mount.wait(tid(1));
+    store.unreadable.store(true, Ordering::SeqCst);
+    let mut value = [0u8; 16];
+    assert_eq!(rustix::fs::fgetxattr(&file, "user.revfs.tid", &mut value[..]), Err(Errno::IO));
+    assert_eq!(rustix::fs::flistxattr(&file, &mut value[..]), Err(Errno::IO));
+    assert_eq!(rustix::fs::fgetxattr(&file, "user.other", &mut value[..]), Err(Errno::NODATA));
+    let head = fs::File::open(mount.path("head")).unwrap();
+    assert_eq!(rustix::fs::fgetxattr(&head, "user.revfs.tid", &mut value[..]), Err(Errno::NODATA));
+    assert_eq!(rustix::fs::flistxattr(&head, &mut value[..]), Ok(0));
+}
+
+#[test]
 fn nothing_can_be_changed() {
+    if no_fuse("nothing_can_be_changed") {
+        return;
+    }
     let (_store, mount) = mounted(&[(tid(0), vec![Edit::Put("a", vec![1])])]);
     let (a, b) = (mount.path("head/bigfile/a"), mount.path("head/bigfile/b"));
     let errors = [
@@ -221,6 +259,9 @@ fn nothing_can_be_changed() {
 
 #[test]
 fn versions_are_shared_by_the_revisions_that_show_them_and_head_is_apart() {
+    if no_fuse("versions_are_shared_by_the_revisions_that_show_them_and_head_is_apart") {
+        return;
+    }
     let (_store, mount) = mounted(&[
         (tid(0), vec![Edit::Put("a", vec![1]), Edit::Put("b", vec![1])]),
         (tid(5), vec![Edit::Write("b", 0, vec![2]), Edit::Rename("a", "c")]),
@@ -243,6 +284,9 @@ fn versions_are_shared_by_the_revisions_that_show_them_and_head_is_apart() {
 
 #[test]
 fn head_shows_each_commit_once_head_at_does() {
+    if no_fuse("head_shows_each_commit_once_head_at_does") {
+        return;
+    }
     let (store, mount) = mounted(&[(
         tid(0),
         vec![Edit::Put("a", blocks(1, 40)), Edit::Put("d/x", vec![1]), Edit::Put("gone", blocks(4, 2))],
@@ -291,6 +335,9 @@ fn head_shows_each_commit_once_head_at_does() {
 
 #[test]
 fn a_mapping_of_head_follows_head_and_one_of_a_revision_does_not() {
+    if no_fuse("a_mapping_of_head_follows_head_and_one_of_a_revision_does_not") {
+        return;
+    }
     let (store, mount) = mounted(&[(tid(0), vec![Edit::Put("a", blocks(1, 8))])]);
     let map = |path: &str| {
         let file = fs::File::open(mount.path(path)).unwrap();
@@ -321,6 +368,9 @@ fn a_mapping_of_head_follows_head_and_one_of_a_revision_does_not() {
 
 #[test]
 fn readers_never_see_a_block_older_than_head_at_nor_a_torn_page() {
+    if no_fuse("readers_never_see_a_block_older_than_head_at_nor_a_torn_page") {
+        return;
+    }
     let (store, mount) = mounted(&[(1, vec![Edit::Put("a", blocks(1, 64))])]);
     let last = 201u64;
     let done = AtomicBool::new(false);
@@ -354,6 +404,9 @@ fn readers_never_see_a_block_older_than_head_at_nor_a_torn_page() {
 
 #[test]
 fn a_directory_with_a_hundred_thousand_names_is_listed_whole_and_as_of_its_opening() {
+    if no_fuse("a_directory_with_a_hundred_thousand_names_is_listed_whole_and_as_of_its_opening") {
+        return;
+    }
     let edits: Vec<Edit> = (0..100_000)
         .map(|i| Edit::Put(Box::leak(format!("many/{i:06}").into_boxed_str()), Vec::new()))
         .collect();
@@ -370,6 +423,9 @@ fn a_directory_with_a_hundred_thousand_names_is_listed_whole_and_as_of_its_openi
 
 #[test]
 fn the_mount_is_named_after_the_store_and_goes_away() {
+    if no_fuse("the_mount_is_named_after_the_store_and_goes_away") {
+        return;
+    }
     let (_store, mount) = mounted(&[]);
     let root = mount.root().to_owned();
     let line = || {

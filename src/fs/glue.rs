@@ -167,12 +167,23 @@ impl Glue {
         Ok(())
     }
 
+    /// The file that an inode shows, if it is one with extended attributes: only data files have them.
+    fn attributed(&self, ino: u64) -> Result<Option<FileView>, FsError> {
+        match self.tree.view(ino) {
+            Ok(view) => Ok(Some(view)),
+            Err(FsError::IsADirectory | FsError::BadHandle) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     fn xattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>, FsError> {
-        let Ok(view) = self.tree.view(ino) else { return Err(FsError::NoSuchAttribute) };
-        match name.to_str() {
-            Some(XATTR_TID) => Ok(view.meta.rev.to_string().into_bytes()),
-            Some(XATTR_FILE) => Ok(view.meta.file.to_string().into_bytes()),
-            _ => Err(FsError::NoSuchAttribute),
+        // The kernel asks for others by itself; those cost no look at the store.
+        let name = name.to_str().filter(|name| [XATTR_TID, XATTR_FILE].contains(name));
+        let view = name.map_or(Ok(None), |_| self.attributed(ino))?;
+        match (name, view) {
+            (Some(XATTR_TID), Some(view)) => Ok(view.meta.rev.to_string().into_bytes()),
+            (Some(_), Some(view)) => Ok(view.meta.file.to_string().into_bytes()),
+            (_, None) | (None, _) => Err(FsError::NoSuchAttribute),
         }
     }
 
@@ -393,11 +404,11 @@ impl Filesystem for Glue {
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let names = match self.tree.view(ino.0) {
-            Ok(_) => format!("{XATTR_TID}\0{XATTR_FILE}\0"),
-            Err(_) => String::new(),
-        };
-        answer_xattr(names.as_bytes(), size, reply);
+        match self.attributed(ino.0) {
+            Ok(Some(_)) => answer_xattr(format!("{XATTR_TID}\0{XATTR_FILE}\0").as_bytes(), size, reply),
+            Ok(None) => answer_xattr(&[], size, reply),
+            Err(error) => reply.error(self.refuse("LISTXATTR", ino, &error)),
+        }
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {

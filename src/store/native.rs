@@ -142,6 +142,8 @@ pub struct NativeStore {
     broken: Mutex<Option<Broken>>,
     /// Serialises refreshes of this process. Held while records are read and applied; before LMDB's own lock.
     refreshing: tokio::sync::Mutex<()>,
+    /// Lets one thread cure a damaged index for all that meet the damage. Before LMDB's own lock.
+    rebuilding: Mutex<()>,
 }
 
 impl std::fmt::Debug for NativeStore {
@@ -196,31 +198,38 @@ impl NativeStore {
 
     /// Asks the index; if it holds a damaged value, builds it anew and asks again.
     fn ask<T>(&self, question: impl Fn(&Index) -> Result<T, IndexError>) -> Result<T, ReadError> {
-        match question(&self.index) {
-            Err(error @ (IndexError::Damaged { .. } | IndexError::Diverged { .. })) => {
+        let mut answer = question(&self.index);
+        if is_damaged(&answer) {
+            let _one_at_a_time = self.rebuilding.lock().unwrap_or_else(PoisonError::into_inner);
+            // Many threads meet one damaged value at once: the first of them cures it for all.
+            answer = question(&self.index);
+            if let (true, Err(error)) = (is_damaged(&answer), &answer) {
                 ::log::warn!("the index of {} is damaged ({error}): building it anew", self.info.url);
-                self.rebuild_now()?;
-                question(&self.index).map_err(|source| ReadError::Index { source })
+                self.rebuild()?;
+                answer = question(&self.index);
             }
-            other => other.map_err(|source| ReadError::Index { source }),
         }
+        answer.map_err(|source| ReadError::Index { source })
     }
 
-    fn rebuild_now(&self) -> Result<(), ReadError> {
-        pollster::block_on(self.rebuild())
-    }
-
-    /// Builds the index anew from the log, in one transaction: readers see the old one until then.
-    async fn rebuild(&self) -> Result<(), ReadError> {
-        let mut entries = Vec::new();
+    /// Builds the index anew from the log. Readers see the old one until then.
+    fn rebuild(&self) -> Result<(), ReadError> {
         let mut end = LogEnd { seq: 0, hash: [0; 32], tid: Tid::ZERO };
-        while let Next::Entry(entry) = log::read_next(&self.objects, &end).await? {
+        let rebuilt = self.index.rebuild(self.info.uuid, || {
+            let Next::Entry(entry) = pollster::block_on(log::read_next(&self.objects, &end))? else {
+                return Ok(None);
+            };
             end = end_of(&entry);
-            entries.push(*entry);
-        }
-        let rebuilt = self.index.rebuild(self.info.uuid, &entries);
+            Ok(Some(*entry))
+        });
         self.reader.clear();
-        rebuilt.map_err(|source| ReadError::Index { source })
+        rebuilt
+    }
+
+    /// The last record that the index has applied.
+    fn applied(&self) -> Result<LogEnd, ReadError> {
+        let (seq, hash, tid) = self.ask(Index::applied)?;
+        Ok(LogEnd { seq, hash, tid })
     }
 
     /// Reads and applies all records that came since; `full`: also looks for gaps behind the end of the log.
@@ -229,12 +238,11 @@ impl NativeStore {
         let index_error = |source| ReadError::Index { source };
         let seqs = if full { self.objects.record_seqs().await? } else { Vec::new() };
         let total = seqs.last().copied().unwrap_or(0);
-        if let Some(gap) = log::first_gap(&seqs) {
+        if let Some(gap) = log::first_gap(&self.objects, &seqs).await? {
             self.set_broken(Broken::missing(gap));
         }
         loop {
-            let (seq, hash, tid) = self.index.applied().map_err(index_error)?;
-            let mut end = LogEnd { seq, hash, tid };
+            let mut end = self.applied()?;
             let mut batch = Vec::new();
             let mut bytes = 0;
             let mut more = false;
@@ -270,7 +278,7 @@ impl NativeStore {
             }
             if !batch.is_empty() {
                 match self.index.apply(&batch) {
-                    Err(IndexError::Diverged { .. } | IndexError::Damaged { .. }) => self.rebuild().await?,
+                    Err(IndexError::Diverged { .. } | IndexError::Damaged { .. }) => self.rebuild()?,
                     other => other.map_err(index_error)?,
                 }
                 if let (Some(progress), true) = (&self.progress, more || total > end.seq) {
@@ -278,9 +286,9 @@ impl NativeStore {
                 }
             }
             if !more {
-                let (seq, _, head) = self.index.applied().map_err(index_error)?;
-                self.clear_broken(seq);
-                self.head.fetch_max(head.raw(), Ordering::SeqCst);
+                let end = self.applied()?;
+                self.clear_broken(end.seq);
+                self.head.fetch_max(end.tid.raw(), Ordering::SeqCst);
                 return Ok(Tid::from_raw(self.head.load(Ordering::SeqCst)));
             }
         }
@@ -306,6 +314,11 @@ impl NativeStore {
             *slot = Some(broken);
         }
     }
+}
+
+/// Whether an answer of the index is one that a rebuild cures.
+fn is_damaged<T>(answer: &Result<T, IndexError>) -> bool {
+    matches!(answer, Err(IndexError::Damaged { .. } | IndexError::Diverged { .. }))
 }
 
 fn end_of(entry: &index::LogEntry) -> LogEnd {
@@ -456,13 +469,18 @@ mod tests {
     use super::*;
     use crate::store::BufferPool;
 
-    #[test]
-    fn index_values_with_a_wrong_checksum_rebuild_the_index() {
+    fn empty_store() -> (tempfile::TempDir, Arc<NativeStore>) {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("store");
         let options = InitOptions { sync: false, ..InitOptions::default() };
         NativeStore::init(&root, &options, &*SystemClock::shared()).unwrap();
         let store = NativeStore::open(&root, OpenOptions { sync: false, ..OpenOptions::default() }).unwrap();
+        (dir, store)
+    }
+
+    #[test]
+    fn index_values_with_a_wrong_checksum_rebuild_the_index() {
+        let (_dir, store) = empty_store();
         let mut txn = store.begin(None).unwrap();
         let file = txn.create(b"dir/f", None).unwrap();
         pollster::block_on(txn.write(file, 0..5, b"bytes")).unwrap();
@@ -483,7 +501,48 @@ mod tests {
         assert_eq!(at.file(file).unwrap().map(|meta| meta.size), Some(5));
         store.index.spoil();
         assert_eq!(read(), b"bytes");
+        store.index.spoil();
+        assert_eq!(pollster::block_on(store.refresh().wait()).unwrap(), tid);
+        store.index.spoil();
+        assert_eq!(store.newest_commit(tid).unwrap(), tid);
+        store.index.spoil();
+        assert_eq!(store.commits(Tid::ZERO, tid, 9).unwrap().len(), 1);
         let before = store.index.applied().unwrap();
         assert_eq!((before.0, before.2), (1, tid), "built anew, whole");
+    }
+    #[test]
+    fn what_is_committed_while_the_index_is_built_anew_stays_in_it() {
+        let (_dir, store) = empty_store();
+        let commit = || {
+            let mut txn = store.begin(None).unwrap();
+            txn.allow_empty();
+            pollster::block_on(txn.commit()).unwrap().tid
+        };
+        commit();
+        let mut end = LogEnd { seq: 0, hash: [0; 32], tid: Tid::ZERO };
+        let newest = std::thread::scope(|scope| {
+            let mut other = None;
+            let next = || {
+                if let Next::Entry(entry) = pollster::block_on(log::read_next(&store.objects, &end))? {
+                    end = end_of(&entry);
+                    return Ok(Some(*entry));
+                }
+                // The end of the log was read, and now another commit comes: it must not be applied before the
+                // index that lacks it is there. So it does not end in time, and nothing is waited for in vain.
+                let (done, ended) = std::sync::mpsc::channel();
+                other = Some(scope.spawn(move || {
+                    let tid = commit();
+                    let _nobody_waits_any_more = done.send(());
+                    tid
+                }));
+                let _in_vain = ended.recv_timeout(Duration::from_millis(200));
+                Ok(None)
+            };
+            store.index.rebuild(store.info.uuid, next).unwrap();
+            other.unwrap().join().unwrap()
+        });
+        assert_eq!(store.head(), newest);
+        let (seq, _, applied) = store.index.applied().unwrap();
+        assert_eq!((seq, applied), (2, newest), "what is served is in the index");
     }
 }

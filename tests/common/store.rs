@@ -64,6 +64,8 @@ pub struct ScriptedStore {
     pub broken: AtomicBool,
     /// Reads are answered later, on the runtime, while it is set.
     pub slow: AtomicBool,
+    /// What a file is cannot be read while it is set.
+    pub unreadable: AtomicBool,
 }
 
 impl ScriptedStore {
@@ -80,6 +82,7 @@ impl ScriptedStore {
             wake: Condvar::new(),
             broken: AtomicBool::new(false),
             slow: AtomicBool::new(false),
+            unreadable: AtomicBool::new(false),
         })
     }
 
@@ -322,6 +325,10 @@ impl Store for ScriptedStore {
     }
 
     fn file(&self, txn: &ReadTxn, file: FileId) -> Result<Option<FileMeta>, ReadError> {
+        if self.unreadable.load(Ordering::SeqCst) {
+            let what = "scripted damage";
+            return Err(ReadError::Damaged { object: "index".to_owned(), offset: 0, what });
+        }
         Ok(self.state(txn.at()).files.get(&file).map(|file| file.meta.clone()))
     }
 

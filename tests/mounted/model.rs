@@ -8,53 +8,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use revfs::protocol::{FileId, Tid};
-use revfs::store::native::Transaction;
 
-use super::live::{Live, Place, slow};
-use super::reference::{Edit, Model, Rng, State, apply, draw};
-
-/// Seeds to run.
-pub fn seeds(count: u64) -> Vec<u64> {
-    match std::env::var("REVFS_SEED").ok().and_then(|text| text.parse().ok()) {
-        Some(seed) => vec![seed],
-        None => (0..if slow() { count * 50 } else { count }).collect(),
-    }
-}
-
-fn run<T>(future: impl Future<Output = T>) -> T {
-    pollster::block_on(future)
-}
-
-fn play(txn: &mut Transaction, edit: &Edit) -> FileId {
-    let file = |txn: &Transaction, name: &[u8]| txn.lookup(name).unwrap().expect("the model has it");
-    match edit {
-        Edit::Create(name, bytes) => {
-            let file = txn.create(name, None).unwrap();
-            run(txn.write(file, 0..bytes.len() as u64, bytes)).unwrap();
-            file
-        }
-        Edit::Write(name, at, bytes) => {
-            let file = file(txn, name);
-            run(txn.write(file, *at..*at + bytes.len() as u64, bytes)).unwrap();
-            file
-        }
-        Edit::Resize(name, size) => {
-            let file = file(txn, name);
-            run(txn.set_size(file, *size)).unwrap();
-            file
-        }
-        Edit::Rename(name, to) => {
-            let file = file(txn, name);
-            txn.rename(file, to).unwrap();
-            file
-        }
-        Edit::Delete(name) => {
-            let file = file(txn, name);
-            txn.delete(file).unwrap();
-            file
-        }
-    }
-}
+use super::live::{Live, Place};
+use super::play::{draw_and_play, run};
+use super::reference::{Model, Rng, State};
 
 fn id_of(path: &Path) -> FileId {
     let mut value = [0u8; 16];
@@ -129,13 +86,8 @@ pub fn scenario(seed: u64, steps: u64) {
     let mut model = Model::default();
     let mut held = Held::default();
     for step in 0..steps {
-        let mut state = model.at(model.head());
         let mut txn = store.begin(None).unwrap();
-        for _ in 0..=rng.below(4) {
-            let edit = draw(&mut rng, &state);
-            let file = play(&mut txn, &edit);
-            apply(&mut state, &edit, file);
-        }
+        let (_, state) = draw_and_play(&mut rng, &mut txn, &model.at(model.head()));
         let done = run(txn.commit()).unwrap();
         if !done.empty {
             model.states.insert(done.tid, state.clone());

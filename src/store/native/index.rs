@@ -130,6 +130,10 @@ impl Index {
         unsafe {
             options.flags(EnvFlags::NO_SYNC | EnvFlags::NO_META_SYNC | EnvFlags::NO_READ_AHEAD);
         }
+        // LMDB makes its file by itself: what it writes there is not synced either.
+        if !home.has_tables() {
+            home.mark_dirty()?;
+        }
         // SAFETY: the files of the map are changed by LMDB alone: they lie in a folder of ours, and `Home`
         // wipes it only while nobody has it open.
         let env = unsafe { options.open(home.folder())? };
@@ -144,6 +148,7 @@ impl Index {
         };
         if fresh {
             index.clear(&mut txn, store)?;
+            index.home.mark_dirty()?;
         }
         txn.commit()?;
         Ok(index)
@@ -225,10 +230,11 @@ fn open_value<'v>(table: &'static str, key: &[u8], value: &'v [u8]) -> Result<Re
 
 #[cfg(test)]
 impl Index {
-    /// Flips a bit in each value of the tables that answer reads.
+    /// Flips a bit in each value of all tables.
     pub fn spoil(&self) {
         let mut txn = self.env.write_txn().unwrap();
-        for table in [self.tables.files, self.tables.blocks, self.tables.names, self.tables.packs] {
+        let t = &self.tables;
+        for table in [t.meta, t.log, t.tids, t.files, t.blocks, t.names, t.dirs, t.packs, t.tags] {
             let values: Vec<(Vec<u8>, Vec<u8>)> = table
                 .iter(&txn)
                 .unwrap()
@@ -240,5 +246,40 @@ impl Index {
             }
         }
         txn.commit().unwrap();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_power_cut_before_the_first_record_is_applied_costs_no_more_than_a_rebuild() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = uuid::Uuid::from_u128(7);
+        drop(Index::open(dir.path(), store).unwrap());
+        // Of tables that were never synced any part may be left.
+        let folder = dir.path().join(format!("v{INDEX_SCHEMA}"));
+        let tables = std::fs::read(folder.join("data.mdb")).unwrap();
+        std::fs::write(folder.join("data.mdb"), vec![0; tables.len()]).unwrap();
+        let unsynced = folder.join("unsynced");
+        if unsynced.exists() {
+            std::fs::write(unsynced, "another boot").unwrap();
+        }
+        assert_eq!(Index::open(dir.path(), store).unwrap().applied().unwrap(), (0, [0; 32], Tid::ZERO));
+    }
+
+    #[test]
+    fn tables_of_another_store_are_marked_before_they_are_emptied() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = Index::open(dir.path(), uuid::Uuid::from_u128(7)).unwrap();
+        index.close_cleanly().unwrap();
+        drop(index);
+        let unsynced = dir.path().join(format!("v{INDEX_SCHEMA}/unsynced"));
+        assert!(!unsynced.exists());
+        drop(Index::open(dir.path(), uuid::Uuid::from_u128(7)).unwrap());
+        assert!(!unsynced.exists(), "an open alone writes nothing");
+        drop(Index::open(dir.path(), uuid::Uuid::from_u128(8)).unwrap());
+        assert!(unsynced.exists());
     }
 }

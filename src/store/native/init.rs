@@ -232,6 +232,7 @@ pub async fn open(
         head: AtomicU64::new(Tid::ZERO.raw()),
         broken: Mutex::new(None),
         refreshing: tokio::sync::Mutex::new(()),
+        rebuilding: Mutex::new(()),
     });
     store.check_applied().await.map_err(|source| OpenError::Log { url: url.clone(), source })?;
     store.refresh_async(true).await.map_err(|source| OpenError::Log { url, source })?;
@@ -241,19 +242,14 @@ pub async fn open(
 impl NativeStore {
     /// Builds the index anew if the log does not hold what the index applied last.
     async fn check_applied(&self) -> Result<(), ReadError> {
-        let applied = match self.index.applied() {
-            Ok(applied) => applied,
-            Err(IndexError::Damaged { .. }) => return self.rebuild().await,
-            Err(source) => return Err(ReadError::Index { source }),
-        };
-        let (seq, hash, _) = applied;
-        if seq == 0 {
+        let applied = self.applied()?;
+        if applied.seq == 0 {
             return Ok(());
         }
-        let record = self.objects.get(&record_object(seq), RECORD_BYTES_MAX).await;
+        let record = self.objects.get(&record_object(applied.seq), RECORD_BYTES_MAX).await;
         match record {
-            Ok(Some(bytes)) if blake3::hash(&bytes).as_bytes() == &hash => Ok(()),
-            Ok(_) | Err(ReadError::Damaged { .. }) => self.rebuild().await,
+            Ok(Some(bytes)) if blake3::hash(&bytes).as_bytes() == &applied.hash => Ok(()),
+            Ok(_) | Err(ReadError::Damaged { .. }) => self.rebuild(),
             Err(other) => Err(other),
         }
     }

@@ -87,7 +87,45 @@ pub fn check(bytes: &[u8], end: &LogEnd) -> Result<LogEntry, String> {
     Ok(LogEntry { record, body, hash: *blake3::hash(bytes).as_bytes(), inline_at })
 }
 
-/// The first gap in ascending numbers that should go from 1 without one.
-pub fn first_gap(seqs: &[u64]) -> Option<u64> {
-    seqs.iter().zip(1..).find(|(seq, expected)| **seq != *expected).map(|(_, expected)| expected)
+/// The first number that is missing below the highest of `seqs`, which were listed and are ascending.
+///
+/// # Errors
+/// The storage cannot be read.
+pub async fn first_gap(objects: &Objects, seqs: &[u64]) -> Result<Option<u64>, ReadError> {
+    let mut expected = 1;
+    for seq in seqs {
+        // A listing is not one moment: it may lack what was made while it was taken and yet have what came after.
+        // Whoever made a number had read the one before, so that one can be asked for by now.
+        while expected < *seq {
+            match objects.get(&record_object(expected), RECORD_BYTES_MAX).await {
+                Ok(None) => return Ok(Some(expected)),
+                Ok(Some(_)) | Err(ReadError::Damaged { .. }) => expected += 1,
+                Err(other) => return Err(other),
+            }
+        }
+        expected = expected.max(seq.saturating_add(1));
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use object_store::PutPayload;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_record_that_a_listing_missed_is_no_gap_and_one_that_is_gone_is() {
+        let objects = Objects::new(Arc::new(object_store::memory::InMemory::new()));
+        let gap = |seqs: &[u64]| pollster::block_on(first_gap(&objects, seqs)).unwrap();
+        for seq in [1, 2, 3, 5] {
+            pollster::block_on(objects.create(&record_object(seq), PutPayload::from_static(b"x"))).unwrap();
+        }
+        assert_eq!(gap(&[1, 3]), None, "2 was made while the listing was taken");
+        assert_eq!(gap(&[3]), None);
+        assert_eq!(gap(&[1, 2, 3, 5]), Some(4));
+        assert_eq!(gap(&[1, 2, 3]), None);
+        assert_eq!(gap(&[]), None);
+        assert_eq!(gap(&[1, u64::MAX]), Some(4), "a name that no writer gives");
+    }
 }

@@ -9,6 +9,8 @@ use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path as ObjectPath;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
@@ -30,6 +32,8 @@ const OPEN_PACK_WEIGHT_MIN: u64 = 64 << 10;
 const HASHES_WEIGHT: u64 = 16 << 20;
 /// A piece up to this size goes through the block cache, bytes: its neighbours are likely wanted next.
 const CACHED_PIECE_MAX: usize = CHUNK_BYTES as usize;
+/// Loads of one READ that are under way at once: enough to hide the time that each takes to begin.
+const LOADS_AT_ONCE: usize = 16;
 /// Buffers kept for whole chunks and for reads that are not aligned.
 const BUFFERS_KEPT: usize = 32;
 
@@ -79,6 +83,9 @@ impl Weighter<PackNo, Arc<Vec<u8>>> for ByLen {
         1 + value.len() as u64
     }
 }
+
+/// Tells where a pack is.
+type Find<'f> = dyn Fn(PackNo) -> Result<PackInfo, ReadError> + Send + Sync + 'f;
 
 /// Reads packs.
 #[derive(Debug)]
@@ -157,34 +164,54 @@ impl Reader {
         Ok(())
     }
 
-    /// Fills `buffer` by `pieces`, waiting for the object storage.
+    /// Fills `buffer` by `pieces`, waiting for the object storage: for up to [`LOADS_AT_ONCE`] pieces at once.
     pub async fn read_later(
         &self,
         pieces: &[Piece],
         buffer: &mut ReadBuffer,
-        find: &(dyn Fn(PackNo) -> Result<PackInfo, ReadError> + Send + Sync),
+        find: &Find<'_>,
     ) -> Result<(), ReadError> {
+        let mut loads = Vec::with_capacity(pieces.len());
+        let (mut rest, mut done) = (&mut buffer[..], 0);
         for piece in pieces {
-            // Checked before the loads, so that no load is wasted.
-            piece_target(buffer, piece)?;
+            // Pieces stand in order without gaps, so what is left of the buffer begins where the next one does.
+            let target = match rest.split_at_mut_checked(piece.len) {
+                Some((target, behind)) if piece.at == done => {
+                    (rest, done) = (behind, done + piece.len);
+                    target
+                }
+                _ => return Err(outside(piece)),
+            };
             match piece.source {
-                PieceSource::Zero => piece_target(buffer, piece)?.fill(0),
-                PieceSource::Raw { pack, offset } => {
-                    let bytes = self.load(pack, offset, piece.len as u64, find).await?;
-                    piece_target(buffer, piece)?.copy_from_slice(&bytes);
-                }
-                PieceSource::Zstd { pack, offset, stored, block, skip } => {
-                    let key = CacheKey::Decoded(pack, offset);
-                    let decoded = match self.cache.get(&key) {
-                        Some(decoded) => decoded,
-                        None => {
-                            let frame = self.load(pack, offset, u64::from(stored), find).await?;
-                            let open = self.open_later(pack, find).await?;
-                            self.decode(&open, key, &frame, block)?
-                        }
-                    };
-                    copy_decoded(&decoded, skip, piece_target(buffer, piece)?);
-                }
+                PieceSource::Zero => target.fill(0),
+                _ => loads.push(self.fill_later(piece.source, target, find)),
+            }
+        }
+        futures::stream::iter(loads).buffer_unordered(LOADS_AT_ONCE).try_collect().await
+    }
+
+    /// Fills `target` from the object storage.
+    async fn fill_later(
+        &self,
+        source: PieceSource,
+        target: &mut [u8],
+        find: &Find<'_>,
+    ) -> Result<(), ReadError> {
+        match source {
+            PieceSource::Zero => target.fill(0),
+            PieceSource::Raw { pack, offset } => self.load(pack, offset, target, find).await?,
+            PieceSource::Zstd { pack, offset, stored, block, skip } => {
+                let key = CacheKey::Decoded(pack, offset);
+                let decoded = match self.cache.get(&key) {
+                    Some(decoded) => decoded,
+                    None => {
+                        let mut frame = self.buffers.take(stored as usize);
+                        self.load(pack, offset, &mut frame, find).await?;
+                        let open = self.open_later(pack, find).await?;
+                        self.decode(&open, key, &frame, block)?
+                    }
+                };
+                copy_decoded(&decoded, skip, target);
             }
         }
         Ok(())
@@ -212,7 +239,7 @@ impl Reader {
         &self,
         pack: PackNo,
         quick: bool,
-        find: &(dyn Fn(PackNo) -> Result<PackInfo, ReadError> + Send + Sync),
+        find: &Find<'_>,
     ) -> Result<u64, ReadError> {
         let open = self.open_later(pack, find).await?;
         self.hashes(pack, find).await?;
@@ -220,7 +247,11 @@ impl Reader {
         if !quick {
             const STEP: u64 = 4 << 20;
             for start in (0..len).step_by(STEP as usize) {
-                self.load_span(&open, start, STEP.min(len - start)).await?;
+                let len = STEP.min(len - start);
+                match open.access {
+                    Access::Local { .. } => drop(self.read_span(&open, start, len)?),
+                    Access::Remote => drop(self.load_bytes(&open, start, len).await?),
+                }
             }
         }
         Ok(len)
@@ -230,7 +261,7 @@ impl Reader {
     pub async fn hashes(
         &self,
         pack: PackNo,
-        find: &(dyn Fn(PackNo) -> Result<PackInfo, ReadError> + Send + Sync),
+        find: &Find<'_>,
     ) -> Result<Arc<Vec<u8>>, ReadError> {
         if let Some(hashes) = self.hashes.get(&pack) {
             return Ok(hashes);
@@ -253,7 +284,7 @@ impl Reader {
         &self,
         pack: PackNo,
         offset: u64,
-        find: &(dyn Fn(PackNo) -> Result<PackInfo, ReadError> + Send + Sync),
+        find: &Find<'_>,
     ) -> Result<BlockHash, ReadError> {
         let hashes = self.hashes(pack, find).await?;
         super::pack::find_hash(&hashes, offset).ok_or_else(|| ReadError::Damaged {
@@ -281,7 +312,7 @@ impl Reader {
     async fn open_later(
         &self,
         pack: PackNo,
-        find: &(dyn Fn(PackNo) -> Result<PackInfo, ReadError> + Send + Sync),
+        find: &Find<'_>,
     ) -> Result<Arc<OpenPack>, ReadError> {
         if let Some(open) = self.packs.get(&pack) {
             return Ok(open);
@@ -407,46 +438,48 @@ impl Reader {
         Ok(span)
     }
 
+    /// Fills `target` from `offset` of a pack on; what lies in one chunk goes through the block cache.
     async fn load(
         &self,
         pack: PackNo,
         offset: u64,
-        len: u64,
-        find: &(dyn Fn(PackNo) -> Result<PackInfo, ReadError> + Send + Sync),
-    ) -> Result<ReadBuffer, ReadError> {
+        target: &mut [u8],
+        find: &Find<'_>,
+    ) -> Result<(), ReadError> {
         let open = self.open_later(pack, find).await?;
-        open.end_of(offset, len)?;
-        let mut out = self.buffers.take(len as usize);
+        let end = open.end_of(offset, target.len() as u64)?;
+        let skip = (offset % CHUNK_BYTES) as usize;
+        let wanted = skip..skip + target.len();
         let chunk = offset / CHUNK_BYTES;
+        if end.div_ceil(CHUNK_BYTES) != chunk + 1 {
+            let span = self.load_bytes(&open, offset, target.len() as u64).await?;
+            target.copy_from_slice(&span[wanted]);
+            return Ok(());
+        }
         let key = CacheKey::Chunk(pack, chunk);
-        let in_one_chunk = (offset + len - 1) / CHUNK_BYTES == chunk;
         let span = match self.cache.get(&key) {
-            Some(span) if in_one_chunk => span,
-            _ => {
-                let span = Arc::new(self.load_span(&open, offset, len).await?);
-                if in_one_chunk {
-                    self.cache.insert(key, Arc::clone(&span));
-                }
+            Some(span) => span,
+            None => {
+                let bytes = self.load_bytes(&open, offset, target.len() as u64).await?;
+                let mut span = self.buffers.take(bytes.len());
+                span.copy_from_slice(&bytes);
+                let span = Arc::new(span);
+                self.cache.insert(key, Arc::clone(&span));
                 span
             }
         };
-        let skip = (offset % CHUNK_BYTES) as usize;
-        out.copy_from_slice(&span[skip..skip + len as usize]);
-        Ok(out)
+        target.copy_from_slice(&span[wanted]);
+        Ok(())
     }
 
-    async fn load_span(&self, open: &OpenPack, offset: u64, len: u64) -> Result<ReadBuffer, ReadError> {
-        if let Access::Local { .. } = &open.access {
-            return self.read_span(open, offset, len);
-        }
+    /// All chunks that `[offset, offset + len)` touches, checked, as the object storage handed them out.
+    async fn load_bytes(&self, open: &OpenPack, offset: u64, len: u64) -> Result<Bytes, ReadError> {
         let start = offset - offset % CHUNK_BYTES;
         let end = (offset + len).next_multiple_of(CHUNK_BYTES).min(open.info.pack.data_len);
         let base = open.info.base;
         let bytes = self.objects.get_range(&open.object, base + start, base + end).await?;
         open.verify(start, &bytes)?;
-        let mut span = self.buffers.take(bytes.len());
-        span.copy_from_slice(&bytes);
-        Ok(span)
+        Ok(bytes)
     }
 }
 
@@ -530,11 +563,15 @@ fn read_at(
 
 fn piece_target<'b>(buffer: &'b mut ReadBuffer, piece: &Piece) -> Result<&'b mut [u8], ReadError> {
     let range = piece.at..piece.at.saturating_add(piece.len);
-    buffer.get_mut(range).ok_or_else(|| ReadError::Damaged {
+    buffer.get_mut(range).ok_or_else(|| outside(piece))
+}
+
+fn outside(piece: &Piece) -> ReadError {
+    ReadError::Damaged {
         object: "read plan".to_owned(),
         offset: piece.at as u64,
         what: "a piece lies outside of the buffer",
-    })
+    }
 }
 
 fn copy_decoded(decoded: &[u8], skip: u32, target: &mut [u8]) {

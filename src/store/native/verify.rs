@@ -3,6 +3,7 @@
 //! Invariant: reads the log and the packs only, never the index, so that a wrong index cannot hide damage.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
 
 use revfs_protocol::{FileId, Tid};
 
@@ -107,7 +108,7 @@ impl NativeStore {
 
     async fn verify_log(&self, report: &mut VerifyReport, seen: &mut Seen) -> Result<(), ReadError> {
         let seqs = self.objects.record_seqs().await?;
-        if let Some(gap) = log::first_gap(&seqs) {
+        if let Some(gap) = log::first_gap(&self.objects, &seqs).await? {
             report.damage(format!("commits/{gap:020}"), "it is missing, and later ones exist");
         }
         let mut end = LogEnd { seq: 0, hash: [0; 32], tid: Tid::ZERO };
@@ -137,8 +138,7 @@ impl NativeStore {
             .filter_map(|info| info.pack.uuid)
             .map(|uuid| pack_object(uuid).to_string())
             .collect();
-        for (object, size) in self.objects.list("packs").await? {
-            let name = object.to_string();
+        for (name, size) in self.left_in("packs").await? {
             if !known.contains(&name) {
                 let what = format!(
                     "no commit refers to it ({size} bytes): a commit that did not end, or one on its way"
@@ -146,16 +146,49 @@ impl NativeStore {
                 report.findings.push(Finding { object: name, what, damage: false });
             }
         }
-        for (object, size) in self.objects.list("commits").await? {
-            if object.filename().and_then(record_seq).is_none() {
+        for (name, size) in self.left_in("commits").await? {
+            if name.rsplit('/').next().and_then(record_seq).is_none() {
                 let what = format!(
                     "it is no commit record ({size} bytes): a commit that did not end, or one on its way"
                 );
-                report.findings.push(Finding { object: object.to_string(), what, damage: false });
+                report.findings.push(Finding { object: name, what, damage: false });
             }
         }
         Ok(())
     }
+
+    /// Names and sizes of all that lies below a folder of the store.
+    async fn left_in(&self, folder: &str) -> Result<Vec<(String, u64)>, ReadError> {
+        match self.objects.local_root() {
+            // `object_store` lists no staging files of a directory.
+            Some(root) => {
+                let mut files = Vec::new();
+                add_files(&root.join(folder), folder, &mut files)?;
+                Ok(files)
+            }
+            None => {
+                let objects = self.objects.list(folder).await?.into_iter();
+                Ok(objects.map(|(object, size)| (object.to_string(), size)).collect())
+            }
+        }
+    }
+}
+
+/// Adds all files below a directory, which `name` names in the store.
+fn add_files(dir: &Path, name: &str, files: &mut Vec<(String, u64)>) -> Result<(), ReadError> {
+    let io = |source| ReadError::Io { object: name.to_owned(), source };
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        let name = format!("{name}/{}", entry.file_name().to_string_lossy());
+        match entry.metadata() {
+            Ok(found) if found.is_dir() => add_files(&entry.path(), &name, files)?,
+            Ok(found) => files.push((name, found.len())),
+            // Gone since it was listed: a writer tidies its staging files.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io(error)),
+        }
+    }
+    Ok(())
 }
 
 fn object_name(info: &PackInfo) -> String {

@@ -13,7 +13,7 @@ use super::codec::{
 use super::query::encode_file;
 use super::{Index, IndexError, open_value};
 use crate::store::native::record::{CommitRecord, Extent, Place, RecordFile};
-use crate::store::{BlockData, DirId, Entry, FileMeta, PackNo};
+use crate::store::{BlockData, DirId, Entry, FileMeta, PackNo, ReadError};
 
 /// A record as it was read from the log, checked and known to follow the one before it.
 #[derive(Debug, Clone)]
@@ -355,23 +355,29 @@ fn stored_len(version: Option<(Tid, BlockData)>) -> u32 {
 }
 
 impl Index {
-    /// Empties the tables and applies the whole log, in one write transaction.
+    /// Empties the tables and applies the whole log, which `next` reads record by record, in one write
+    /// transaction: readers see the old tables until then. `next` is called under LMDB's write lock, so that
+    /// what another thread or process applied meanwhile is read too, and not forgotten.
     ///
     /// # Errors
-    /// See [`IndexError`]; the old tables stay then.
-    pub fn rebuild(&self, store: uuid::Uuid, entries: &[LogEntry]) -> Result<(), IndexError> {
-        let mut txn = self.env.write_txn()?;
-        self.clear(&mut txn, store)?;
+    /// What `next` says, and [`ReadError::Index`]; the old tables stay then.
+    pub fn rebuild(
+        &self,
+        store: uuid::Uuid,
+        mut next: impl FnMut() -> Result<Option<LogEntry>, ReadError>,
+    ) -> Result<(), ReadError> {
+        let failed = |source| ReadError::Index { source };
+        let mut txn = self.env.write_txn().map_err(|error| failed(error.into()))?;
+        self.clear(&mut txn, store).map_err(failed)?;
         let mut state = State { store, ..State::default() };
-        for entry in entries {
-            self.apply_one(&mut txn, &mut state, entry)?;
+        while let Some(entry) = next()? {
+            self.apply_one(&mut txn, &mut state, &entry).map_err(failed)?;
             state.applied_seq = entry.record.seq;
             state.applied_hash = entry.hash;
             state.head = entry.record.tid;
         }
-        self.put_state(&mut txn, &state)?;
-        self.home.mark_dirty()?;
-        txn.commit()?;
-        Ok(())
+        self.put_state(&mut txn, &state).map_err(failed)?;
+        self.home.mark_dirty().map_err(failed)?;
+        txn.commit().map_err(|error| failed(error.into()))
     }
 }

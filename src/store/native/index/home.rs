@@ -70,6 +70,11 @@ impl Home {
         }
     }
 
+    /// Whether there are tables already.
+    pub fn has_tables(&self) -> bool {
+        self.folder.join("data.mdb").exists()
+    }
+
     fn is_stale(&self) -> Result<bool, IndexError> {
         let path = self.folder.join("unsynced");
         match std::fs::read_to_string(&path) {
@@ -79,7 +84,7 @@ impl Home {
         }
     }
 
-    /// To be called under LMDB's write lock, before a commit without sync.
+    /// To be called under LMDB's write lock, before a commit without sync; or before there are tables at all.
     pub fn mark_dirty(&self) -> Result<(), IndexError> {
         let path = self.folder.join("unsynced");
         if path.exists() {
