@@ -1,6 +1,6 @@
 //! Where a transaction's new bytes go: packs that are uploaded while they grow, or the record itself if little.
 //!
-//! Invariant: memory is bounded by [`PART_BYTES`] times the parts in flight, plus [`TAIL_BYTES_MAX`]. A pack is
+//! Invariant: memory is bounded by [`Objects::part_bytes`] times the parts in flight, plus [`TAIL_BYTES_MAX`]. A pack is
 //! durable before [`Sink::finish`] returns. A sink that is dropped unfinished leaves no object behind but packs
 //! that were completed, which [`Sink::abandon`] removes.
 
@@ -17,8 +17,6 @@ use super::record::{INLINE_BLOCKS_MAX, INLINE_BYTES_MAX, PackRef, Place};
 use crate::env;
 use crate::store::Codec;
 
-/// Bytes of one part of an upload.
-const PART_BYTES: usize = 8 << 20;
 /// Parts on their way at once.
 const PARTS_IN_FLIGHT: usize = 3;
 /// Partial and compressed blocks that wait for the full ones to end, bytes.
@@ -92,7 +90,7 @@ impl Sink {
         let pack = self.packs.len() as u32;
         let current = self.current();
         let offset = current.builder.push_full(data, block_size, hashes);
-        self.send_parts(PART_BYTES).await?;
+        self.send_parts(self.objects.part_bytes()).await?;
         Ok(Place::Stored { pack, offset, len: block_size.bytes() as u32, codec: Codec::Raw })
     }
 
@@ -189,7 +187,7 @@ impl Sink {
             let offset = self.current().builder.push_packed(block.data, block.hash);
             let place = Place::Stored { pack, offset, len, codec: block.codec };
             self.settled.push(Settled { file: block.file, block: block.block, slot: block.slot, place });
-            self.send_parts(PART_BYTES).await?;
+            self.send_parts(self.objects.part_bytes()).await?;
         }
         Ok(())
     }
@@ -224,20 +222,9 @@ impl Sink {
         }
         if let Some(mut upload) = current.upload {
             upload.complete().await?;
-            self.drop_cache(current.uuid);
         }
         self.packs.push(pack);
         Ok(())
-    }
-
-    /// A pack that was just written need not stay in the page cache: readers do not read through it.
-    fn drop_cache(&self, uuid: uuid::Uuid) {
-        let Some(path) = self.objects.local_file(&pack_object(uuid)) else { return };
-        let dropped = std::fs::File::open(path)
-            .and_then(|file| Ok(rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)?));
-        if let Err(error) = dropped {
-            log::debug!("page cache of pack {uuid}: {error}");
-        }
     }
 }
 
