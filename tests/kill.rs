@@ -242,7 +242,7 @@ fn packs_are_durable_before_the_record_and_the_record_before_the_tid_is_told() {
             let rename = the(&calls, "rename", "/packs/");
             let name = rename.text.split('"').nth(1).unwrap();
             let pack_synced = the(&calls, "fsync", &format!("<{name}>"));
-            let writes = calls.iter().filter(|call| call.name == "write" && call.text.contains(name));
+            let writes = calls.iter().filter(|call| call.name == "pwritev" && call.text.contains(name));
             let last = writes.max_by_key(|call| call.end).unwrap();
             let folder = name.rsplit_once('/').unwrap().0;
             let folder_synced = the(&calls, "fsync", &format!("<{folder}>"));

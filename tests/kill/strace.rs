@@ -7,7 +7,7 @@ use std::process::Command;
 use super::live::{Ended, Place};
 
 /// System calls that change something on a disk, or tell somebody that it is done.
-pub const WRITING: &str = "write,writev,pwrite64,linkat,link,rename,renameat,fsync,fdatasync,unlink,\
+pub const WRITING: &str = "write,writev,pwrite64,pwritev,fallocate,linkat,link,rename,renameat,fsync,fdatasync,unlink,\
     unlinkat,openat,ftruncate,mkdir,mkdirat";
 
 /// Stdout of a program under strace.

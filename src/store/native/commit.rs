@@ -20,7 +20,7 @@ pub use super::conflict::ConflictKind;
 use super::conflict::WriteSet;
 use super::edit::{FileEdit, Names};
 use super::extents::Placed;
-use super::pack::{BlockHash, block_hash, used_len};
+use super::pack::{BlockHash, block_hash, copy_and_hash, used_len};
 use super::record::{FILE_BYTES_MAX, Place};
 use super::sink::Sink;
 use crate::env;
@@ -29,6 +29,10 @@ pub use errors::{CommitError, CommitWarning, Committed};
 
 /// Blocks that wait in memory for more writes, bytes; beyond that they are written out.
 const STAGED_BYTES_MAX: usize = 64 << 20;
+/// Copies of blocks from this size on go through a pool; the allocator keeps smaller ones by itself.
+const POOLED_BLOCK_BYTES_MIN: usize = 128 << 10;
+/// Copies that are kept for reuse; there are never more than were on their way to the disk at once.
+const COPIES_MAX: usize = 256;
 /// A writer whose first pack is older gives up: a cleaner may take unreferenced packs after twice that.
 const TRANSACTION_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -40,6 +44,7 @@ pub struct Transaction {
     names: Names,
     tags: BTreeMap<String, Option<Tid>>,
     sink: Sink,
+    copies: Arc<BufferPool>,
     author: String,
     message: String,
     allow_empty: bool,
@@ -66,6 +71,7 @@ impl NativeStore {
             names: Names::default(),
             tags: BTreeMap::new(),
             sink: Sink::new(self.objects.clone()),
+            copies: BufferPool::new(COPIES_MAX, 1),
             author: String::new(),
             message: String::new(),
             allow_empty: false,
@@ -365,14 +371,26 @@ impl Transaction {
         if used == 0 {
             return self.put_hole(file, BlockIndex::new(block), BlockCount::new(1));
         }
-        let hash = block_hash(data);
         if used > block_size / 2 {
-            let mut whole = Vec::with_capacity(block_size);
-            whole.extend_from_slice(data);
-            whole.resize(block_size, 0);
-            return self.put_full(file, BlockIndex::new(block), Bytes::from(whole), &[hash]).await;
+            let (whole, hash) = self.copy_of(&data[..used], block_size);
+            return self.put_full(file, BlockIndex::new(block), whole, &[hash]).await;
         }
-        self.put_packable(file, block, Bytes::copy_from_slice(&data[..used]), hash).await
+        let (data, hash) = (Bytes::copy_from_slice(&data[..used]), block_hash(data));
+        self.put_packable(file, block, data, hash).await
+    }
+
+    /// A whole block that lives until it is written out, `used` and then zeros, and its hash.
+    fn copy_of(&self, used: &[u8], block_size: usize) -> (Bytes, BlockHash) {
+        if block_size < POOLED_BLOCK_BYTES_MIN {
+            let mut whole = vec![0; block_size];
+            let hash = copy_and_hash(used, &mut whole[..used.len()]);
+            return (Bytes::from(whole), hash);
+        }
+        let mut whole = self.copies.take(block_size);
+        let (data, tail) = whole.split_at_mut(used.len());
+        let hash = copy_and_hash(used, data);
+        tail.fill(0);
+        (Bytes::from_owner(whole), hash)
     }
 
     async fn put_packable(

@@ -3,6 +3,8 @@
 //!
 //! Invariant: nothing here overwrites an object. Names with `#` are staging files of a writer and are skipped.
 
+mod local_upload;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +15,7 @@ use object_store::{
     GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
 };
 
+use self::local_upload::LocalUpload;
 use super::format::record_seq;
 use crate::store::ReadError;
 
@@ -22,12 +25,19 @@ pub struct Objects {
     inner: Arc<dyn ObjectStore>,
     /// The directory, if reads may take the short way.
     local: Option<PathBuf>,
+    /// Make objects durable; for the directory.
+    sync: bool,
 }
+
+/// Bytes of one part of an upload to a bucket, which refuses smaller ones than 5 MiB.
+const BUCKET_PART_BYTES: usize = 8 << 20;
+/// Bytes of one part of a file: the disk has enough to do, and they are still in the processor's cache.
+const LOCAL_PART_BYTES: usize = 4 << 20;
 
 impl Objects {
     /// Objects of any storage.
     pub fn new(inner: Arc<dyn ObjectStore>) -> Objects {
-        Objects { inner, local: None }
+        Objects { inner, local: None, sync: true }
     }
 
     /// Objects of a directory. `sync`: make each object durable before it is acknowledged.
@@ -35,7 +45,7 @@ impl Objects {
     /// # Errors
     /// The directory does not exist.
     pub fn local(root: &Path, sync: bool) -> Result<Objects, object_store::Error> {
-        Ok(Objects { inner: Objects::local_storage(root, sync)?, local: Some(root.to_owned()) })
+        Ok(Objects { inner: Objects::local_storage(root, sync)?, local: Some(root.to_owned()), sync })
     }
 
     /// The object storage of a directory.
@@ -70,7 +80,15 @@ impl Objects {
     /// # Errors
     /// What the storage says.
     pub async fn begin(&self, object: &ObjectPath) -> Result<Box<dyn MultipartUpload>, object_store::Error> {
-        self.inner.put_multipart(object).await
+        match self.local_file(object) {
+            Some(file) => Ok(Box::new(LocalUpload::begin(file, self.sync)?)),
+            None => self.inner.put_multipart(object).await,
+        }
+    }
+
+    /// Bytes of a part of such an object.
+    pub fn part_bytes(&self) -> usize {
+        if self.local.is_some() { LOCAL_PART_BYTES } else { BUCKET_PART_BYTES }
     }
 
     /// Removes an object that nobody refers to; one that is not there is fine.

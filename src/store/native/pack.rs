@@ -35,6 +35,19 @@ pub fn block_hash(raw: &[u8]) -> BlockHash {
     hash.as_bytes().first_chunk().copied().unwrap_or_default()
 }
 
+/// Copies the raw bytes of a block and answers their [`block_hash`], `raw` being all in use: both in small
+/// steps, so that a block comes from memory once.
+pub fn copy_and_hash(raw: &[u8], copy: &mut [u8]) -> BlockHash {
+    const STEP_BYTES: usize = 64 << 10;
+    debug_assert_eq!(raw.len(), copy.len());
+    let mut hasher = blake3::Hasher::new();
+    for (from, to) in raw.chunks(STEP_BYTES).zip(copy.chunks_mut(STEP_BYTES)) {
+        hasher.update(from);
+        to.copy_from_slice(from);
+    }
+    hasher.finalize().as_bytes().first_chunk().copied().unwrap_or_default()
+}
+
 /// Length without the zero tail.
 pub fn used_len(raw: &[u8]) -> usize {
     // Words first: most blocks end in data, and a hole is all words.
@@ -220,6 +233,16 @@ mod tests {
         let hashes = &bytes[pack.hashes_offset as usize..];
         assert_eq!(find_hash(hashes, 0), Some([7; 16]));
         assert_eq!(find_hash(hashes, 8), None);
+    }
+
+    #[test]
+    fn a_copy_has_the_bytes_and_their_hash_at_any_length() {
+        let raw: Vec<u8> = (0..300_000u32).map(|n| (n % 251) as u8 + 1).collect();
+        for len in [1, 4096, 65_536, 65_537, 131_072, 300_000] {
+            let mut copy = vec![0; len];
+            assert_eq!(copy_and_hash(&raw[..len], &mut copy), block_hash(&raw[..len]), "{len}");
+            assert!(copy == raw[..len], "{len}");
+        }
     }
 
     #[test]

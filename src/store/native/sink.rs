@@ -1,6 +1,6 @@
 //! Where a transaction's new bytes go: packs that are uploaded while they grow, or the record itself if little.
 //!
-//! Invariant: memory is bounded by [`PART_BYTES`] times the parts in flight, plus [`TAIL_BYTES_MAX`]. A pack is
+//! Invariant: memory is bounded by [`Objects::part_bytes`] times the parts in flight, plus [`TAIL_BYTES_MAX`]. A pack is
 //! durable before [`Sink::finish`] returns. A sink that is dropped unfinished leaves no object behind but packs
 //! that were completed, which [`Sink::abandon`] removes.
 
@@ -17,8 +17,6 @@ use super::record::{INLINE_BLOCKS_MAX, INLINE_BYTES_MAX, PackRef, Place};
 use crate::env;
 use crate::store::Codec;
 
-/// Bytes of one part of an upload.
-const PART_BYTES: usize = 8 << 20;
 /// Parts on their way at once.
 const PARTS_IN_FLIGHT: usize = 3;
 /// Partial and compressed blocks that wait for the full ones to end, bytes.
@@ -65,6 +63,8 @@ pub struct Sink {
     tail_bytes: usize,
     slots: u64,
     settled: Vec<Settled>,
+    /// Where a pack ends and the next begins, bytes.
+    pack_bytes_max: u64,
 }
 
 impl Sink {
@@ -78,6 +78,7 @@ impl Sink {
             tail_bytes: 0,
             slots: 0,
             settled: Vec::new(),
+            pack_bytes_max: PACK_DATA_BYTES_MAX,
         }
     }
 
@@ -92,7 +93,7 @@ impl Sink {
         let pack = self.packs.len() as u32;
         let current = self.current();
         let offset = current.builder.push_full(data, block_size, hashes);
-        self.send_parts(PART_BYTES).await?;
+        self.send_parts(self.objects.part_bytes()).await?;
         Ok(Place::Stored { pack, offset, len: block_size.bytes() as u32, codec: Codec::Raw })
     }
 
@@ -174,7 +175,7 @@ impl Sink {
 
     async fn make_room(&mut self, len: u64) -> object_store::Result<()> {
         let used = self.current.as_ref().map_or(0, |current| current.builder.data_len());
-        if used > 0 && used + self.tail_bytes as u64 + len > PACK_DATA_BYTES_MAX {
+        if used > 0 && used + self.tail_bytes as u64 + len > self.pack_bytes_max {
             self.complete().await?;
         }
         Ok(())
@@ -184,12 +185,16 @@ impl Sink {
         let tail = std::mem::take(&mut self.tail);
         self.tail_bytes = 0;
         for block in tail {
-            let pack = self.packs.len() as u32;
             let len = block.data.len() as u32;
+            let used = self.current.as_ref().map_or(0, |current| current.builder.data_len());
+            if used > 0 && used + u64::from(len) > self.pack_bytes_max {
+                self.close_pack().await?;
+            }
+            let pack = self.packs.len() as u32;
             let offset = self.current().builder.push_packed(block.data, block.hash);
             let place = Place::Stored { pack, offset, len, codec: block.codec };
             self.settled.push(Settled { file: block.file, block: block.block, slot: block.slot, place });
-            self.send_parts(PART_BYTES).await?;
+            self.send_parts(self.objects.part_bytes()).await?;
         }
         Ok(())
     }
@@ -224,20 +229,9 @@ impl Sink {
         }
         if let Some(mut upload) = current.upload {
             upload.complete().await?;
-            self.drop_cache(current.uuid);
         }
         self.packs.push(pack);
         Ok(())
-    }
-
-    /// A pack that was just written need not stay in the page cache: readers do not read through it.
-    fn drop_cache(&self, uuid: uuid::Uuid) {
-        let Some(path) = self.objects.local_file(&pack_object(uuid)) else { return };
-        let dropped = std::fs::File::open(path)
-            .and_then(|file| Ok(rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)?));
-        if let Err(error) = dropped {
-            log::debug!("page cache of pack {uuid}: {error}");
-        }
     }
 }
 
@@ -245,5 +239,35 @@ async fn wait_for_part(in_flight: &mut VecDeque<Part>) -> object_store::Result<(
     match in_flight.pop_front() {
         Some(part) => part.await.unwrap_or_else(|source| Err(object_store::Error::JoinError { source })),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn packed_blocks_go_on_in_the_next_pack_when_one_is_full() {
+        let objects = Objects::new(Arc::new(object_store::memory::InMemory::new()));
+        let mut sink = Sink { pack_bytes_max: 1000, ..Sink::new(objects.clone()) };
+        let blocks: Vec<Vec<u8>> = (0..10u8).map(|number| vec![number; 300]).collect();
+        pollster::block_on(async {
+            for (number, block) in (0..).zip(&blocks) {
+                let (owner, hash) = ((FileId::from_raw(1), number), super::super::pack::block_hash(block));
+                sink.put_packed(owner, Bytes::copy_from_slice(block), Codec::Zstd, hash).await.unwrap();
+            }
+            sink.complete().await.unwrap();
+            let settled = sink.take_settled();
+            assert_eq!(settled.len(), blocks.len());
+            for place in settled {
+                let Place::Stored { pack, offset, len, .. } = place.place else { panic!("{place:?}") };
+                assert_eq!(u64::from(pack), place.block / 3, "three fit into one");
+                let object = sink.object(pack).unwrap();
+                let range = (offset, offset + u64::from(len));
+                let bytes = objects.get_range(&object, range.0, range.1).await.unwrap();
+                assert!(bytes == blocks[place.block as usize], "{place:?}");
+            }
+        });
     }
 }
