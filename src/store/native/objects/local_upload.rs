@@ -55,8 +55,8 @@ pub struct LocalUpload {
 struct Staging {
     file: File,
     path: PathBuf,
-    /// Reserve room first. On ext4 this halves the time of a sync; elsewhere it is not known to help, and on
-    /// btrfs it would turn compression off.
+    /// Reserve room first: on ext4, where it was measured, writeback that begins early then takes a tenth to a third
+    /// less time. Not elsewhere: on btrfs it would turn compression off.
     reserve: bool,
     /// Send parts to the disk as they come.
     eager: bool,
