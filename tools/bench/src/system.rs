@@ -11,8 +11,8 @@ use serde::Serialize;
 use crate::error::{BenchError, Named, Result};
 
 const DROP_CACHES: &str = "/proc/sys/vm/drop_caches";
-/// Free memory that is touched after caches were dropped, bytes: twice the largest file of a cold row.
-const TOUCHED_BYTES_MAX: u64 = 8 << 30;
+/// Free memory that is touched beyond what is going to be read, bytes: the server's and the kernel's own.
+const TOUCHED_BYTES_MORE: u64 = 512 << 20;
 const PAGE_BYTES: usize = 4096;
 
 /// Whether [`drop_caches`] may work: it is for root.
@@ -31,18 +31,19 @@ pub fn check_root() -> Result<()> {
 
 /// Writes all that is dirty, then drops the page cache and the inodes and names that the kernel remembers.
 ///
-/// Then touches free memory and gives it back: a virtual machine returns what is free to its host, and the next
-/// to use it waits for the host, up to 3 s a GiB where this was measured. That would be most of a cold row, and
-/// it hits reads through FUSE alone, because there a processor is the first to write to a page, and not a disk.
+/// Then touches as much free memory as the next half takes, `bytes`, and gives it back: a virtual machine returns
+/// what is free to its host, and the next to use it waits for the host, up to 3 s a GiB where this was measured.
+/// That would be most of a cold row, and it hits reads through FUSE most, because there a processor is the first
+/// to write to a page, and not a disk.
 ///
 /// # Errors
 /// Not root.
-pub fn drop_caches() -> Result<()> {
+pub fn drop_caches(bytes: u64) -> Result<()> {
     check_root()?;
     rustix::fs::sync();
     fs::write(DROP_CACHES, "3").named(DROP_CACHES)?;
     let available = field_bytes(Path::new("/proc/meminfo"), "MemAvailable:")?;
-    let mut memory = vec![0u8; TOUCHED_BYTES_MAX.min(available / 2) as usize];
+    let mut memory = vec![0u8; (bytes + TOUCHED_BYTES_MORE).min(available / 2) as usize];
     memory.iter_mut().step_by(PAGE_BYTES).for_each(|byte| *byte = 1);
     std::hint::black_box(&memory);
     Ok(())

@@ -175,7 +175,7 @@ impl Files<'_> {
                 super::reads::read_through(&self.source, self.blocks * BLOCK, BLOCK as usize)?;
                 rustix::fs::sync();
             } else {
-                system::drop_caches()?;
+                system::drop_caches(0)?;
             }
             let took = match side {
                 Side::Ours => self.revfs.commit(&self.store, "x", &self.source)?,

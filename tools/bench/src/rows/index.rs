@@ -280,7 +280,7 @@ impl Mounts<'_> {
     fn time(&self, row: &Row, cold: bool) -> Result<Vec<Pair>> {
         row.interleave(|side, _| {
             if cold {
-                system::drop_caches()?;
+                system::drop_caches(0)?;
             }
             let (_mounted, took) = self.revfs.mount(self.store(side), self.point, &[])?;
             Ok(took.as_secs_f64() * 1e3)

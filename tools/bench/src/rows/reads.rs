@@ -114,7 +114,7 @@ impl Files<'_> {
             };
             let mounted = if slow || side == Side::Ours { Some(self.mount(&options)?) } else { None };
             let path = mounted.as_ref().map_or_else(|| self.plain.clone(), |mount| mount.join(IN_MOUNT));
-            system::drop_caches()?;
+            system::drop_caches(bytes)?;
             let (took, sum) = read(&path)?;
             same.check(sum)?;
             Ok(bytes as f64 / took.as_secs_f64() / 1e9)
@@ -228,7 +228,7 @@ fn resident_after(row: &mut Row, files: &Files, bytes: u64) -> Result<Vec<Pair>>
             return Ok(mib(bytes));
         }
         let mounted = files.mount(&[])?;
-        system::drop_caches()?;
+        system::drop_caches(bytes)?;
         let before = system::page_cache_bytes()?;
         read_through(&mounted.join(IN_MOUNT), bytes, BLOCK as usize)?;
         let cache = system::page_cache_bytes()?.saturating_sub(before);
