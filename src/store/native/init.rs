@@ -130,7 +130,7 @@ impl NativeStore {
         if root.join(FORMAT_OBJECT).exists() {
             return Err(OpenError::AlreadyAStore { path: root.to_owned() });
         }
-        if std::fs::read_dir(root).map_err(io)?.next().is_some() {
+        if !is_empty_or_unfinished(root).map_err(io)? {
             return Err(OpenError::NotEmpty { path: root.to_owned() });
         }
         for number in 0..=255u8 {
@@ -210,7 +210,8 @@ pub async fn open(
         .map_err(|source| OpenError::Log { url: url.clone(), source })?
         .ok_or_else(|| OpenError::NotAStore { path: path() })?;
     let format = Format::decode(&text).map_err(|source| OpenError::Format { path: path(), source })?;
-    let folder = index_folder(&options, local_root.as_deref(), &url, format.uuid);
+    let folder = index_folder(&options, local_root.as_deref(), &url, format.uuid)
+        .map_err(|source| OpenError::Io { path: std::env::temp_dir(), source })?;
     let index_error = |source| OpenError::Index { url: url.clone(), source };
     let index = Index::open(&folder, format.uuid).map_err(index_error)?;
     let info = StoreInfo {
@@ -255,20 +256,50 @@ impl NativeStore {
     }
 }
 
+/// Whether there is nothing in a directory but what an `init` that was killed makes before the description, which
+/// comes last: empty folders, and a description that did not get its name.
+fn is_empty_or_unfinished(root: &Path) -> std::io::Result<bool> {
+    let is_empty = |folder: &Path| Ok::<bool, std::io::Error>(std::fs::read_dir(folder)?.next().is_none());
+    for entry in std::fs::read_dir(root)? {
+        let entry = entry?;
+        let (name, path) = (entry.file_name(), entry.path());
+        let is_ours = match name.to_str() {
+            Some("commits" | "index") => entry.file_type()?.is_dir() && is_empty(&path)?,
+            Some("packs") if entry.file_type()?.is_dir() => {
+                std::fs::read_dir(path)?.try_fold(true, |all, part| {
+                    let part = part?;
+                    Ok::<bool, std::io::Error>(all && part.file_type()?.is_dir() && is_empty(&part.path())?)
+                })?
+            }
+            Some(name) => name.strip_prefix(FORMAT_OBJECT).is_some_and(|rest| rest.starts_with('#')),
+            None => false,
+        };
+        if !is_ours {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Where the index goes: into the store if that can be written and is of this machine, else to the cache
 /// directory of the user.
-fn index_folder(options: &OpenOptions, root: Option<&Path>, url: &str, uuid: uuid::Uuid) -> PathBuf {
+fn index_folder(
+    options: &OpenOptions,
+    root: Option<&Path>,
+    url: &str,
+    uuid: uuid::Uuid,
+) -> std::io::Result<PathBuf> {
     if let Some(folder) = &options.index_dir {
-        return folder.clone();
+        return Ok(folder.clone());
     }
     if let Some(root) = root
         && is_writable(root)
         && !is_remote(root)
     {
-        return root.join("index");
+        return Ok(root.join("index"));
     }
     let hash = blake3::hash(url.as_bytes()).to_hex();
-    cache_home().join("revfs").join(format!("{uuid}-{}", &hash[..16]))
+    Ok(cache_home()?.join("revfs").join(format!("{uuid}-{}", &hash[..16])))
 }
 
 fn is_writable(root: &Path) -> bool {
@@ -298,10 +329,74 @@ fn is_remote(root: &Path) -> bool {
     rustix::fs::statfs(root).is_ok_and(|fs| REMOTE.contains(&(fs.f_type as u64 & 0xffff_ffff)))
 }
 
-fn cache_home() -> PathBuf {
+fn cache_home() -> std::io::Result<PathBuf> {
     let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    from("XDG_CACHE_HOME").or_else(|| from("HOME").map(|home| home.join(".cache"))).unwrap_or_else(|| {
+    match from("XDG_CACHE_HOME").or_else(|| from("HOME").map(|home| home.join(".cache"))) {
+        Some(folder) => Ok(folder),
         // Nobody's home: a folder of this user alone.
-        std::env::temp_dir().join(format!("revfs-cache-{}", rustix::process::getuid().as_raw()))
-    })
+        None => own_folder(&std::env::temp_dir()),
+    }
+}
+
+/// A folder of this user alone in one where everybody may write: whoever else could write to it would tell us
+/// where our bytes are.
+fn own_folder(parent: &Path) -> std::io::Result<PathBuf> {
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    let user = rustix::process::getuid().as_raw();
+    let folder = parent.join(format!("revfs-cache-{user}"));
+    match std::fs::DirBuilder::new().mode(0o700).create(&folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let found = std::fs::symlink_metadata(&folder)?;
+    if found.is_dir() && found.uid() == user && found.mode() & 0o022 == 0 {
+        return Ok(folder);
+    }
+    let text = format!(
+        "{}: others may write to it: remove it, or set XDG_CACHE_HOME to a folder for the index",
+        folder.display()
+    );
+    Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::env::SystemClock;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn init(root: &Path) -> Result<(), OpenError> {
+        NativeStore::init(root, &InitOptions::default(), &*SystemClock::shared())
+    }
+
+    #[test]
+    fn what_a_killed_init_left_is_gone_on_with_and_what_others_made_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("killed");
+        for folder in ["packs/00", "packs/01", "commits"] {
+            std::fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        std::fs::write(root.join("revfs.json#1"), "half").unwrap();
+        init(&root).unwrap();
+        NativeStore::open(&root, OpenOptions::default()).unwrap();
+        for name in ["packs/00/pack", "packs/file", "commits/1", "index/data", "notes", "revfs.jsonx"] {
+            let root = dir.path().join(name.replace('/', "-"));
+            std::fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+            std::fs::write(root.join(name), "of others").unwrap();
+            assert!(matches!(init(&root), Err(OpenError::NotEmpty { .. })), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_folder_for_the_index_that_others_may_write_to_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = own_folder(dir.path()).unwrap();
+        assert_eq!(std::fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(own_folder(dir.path()).unwrap(), folder, "found again");
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(own_folder(dir.path()).unwrap_err().to_string().contains("others may write to it"));
+        std::fs::remove_dir(&folder).unwrap();
+        std::os::unix::fs::symlink(dir.path(), &folder).unwrap();
+        assert!(own_folder(dir.path()).is_err());
+    }
 }

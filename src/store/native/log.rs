@@ -29,6 +29,11 @@ impl Broken {
     pub fn missing(seq: u64) -> Broken {
         Broken { seq, what: "it is missing, and later ones exist".to_owned() }
     }
+
+    /// That record `seq` is not there any more though it was read.
+    pub fn removed(seq: u64) -> Broken {
+        Broken { seq, what: "it was read before and is not there any more".to_owned() }
+    }
 }
 
 /// A position in the log: the last record that was read.

@@ -235,12 +235,7 @@ impl Reader {
     }
 
     /// Checks that a pack is there, whole and undamaged; for `verify`. Answers its data bytes.
-    pub async fn check_pack(
-        &self,
-        pack: PackNo,
-        quick: bool,
-        find: &Find<'_>,
-    ) -> Result<u64, ReadError> {
+    pub async fn check_pack(&self, pack: PackNo, quick: bool, find: &Find<'_>) -> Result<u64, ReadError> {
         let open = self.open_later(pack, find).await?;
         self.hashes(pack, find).await?;
         let len = open.info.pack.data_len;
@@ -258,11 +253,7 @@ impl Reader {
     }
 
     /// The hashes of a pack.
-    pub async fn hashes(
-        &self,
-        pack: PackNo,
-        find: &Find<'_>,
-    ) -> Result<Arc<Vec<u8>>, ReadError> {
+    pub async fn hashes(&self, pack: PackNo, find: &Find<'_>) -> Result<Arc<Vec<u8>>, ReadError> {
         if let Some(hashes) = self.hashes.get(&pack) {
             return Ok(hashes);
         }
@@ -309,11 +300,7 @@ impl Reader {
         Ok(open)
     }
 
-    async fn open_later(
-        &self,
-        pack: PackNo,
-        find: &Find<'_>,
-    ) -> Result<Arc<OpenPack>, ReadError> {
+    async fn open_later(&self, pack: PackNo, find: &Find<'_>) -> Result<Arc<OpenPack>, ReadError> {
         if let Some(open) = self.packs.get(&pack) {
             return Ok(open);
         }

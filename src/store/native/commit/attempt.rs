@@ -1,5 +1,6 @@
 //! The commit protocol: number, record, create, read back, rebase.
 
+use std::cmp::Ordering;
 use std::time::Duration;
 
 use object_store::PutPayload;
@@ -7,7 +8,7 @@ use revfs_protocol::{FileId, Tid};
 
 use super::super::conflict::{self, Found};
 use super::super::format::record_object;
-use super::super::log::{self, LogEnd};
+use super::super::log::{self, Broken, LogEnd};
 use super::super::record::{CommitRecord, PackRef, RECORD_BYTES_MAX, RecordFile, merge_runs};
 use super::errors::classify;
 use super::{CommitError, CommitWarning, Committed, ConflictKind, TRANSACTION_AGE_MAX, Transaction};
@@ -74,9 +75,12 @@ impl Transaction {
             }
             self.check_winners(checked, head)?;
             checked = head;
-            let end = self.log_end()?;
-            if end.tid != head {
-                continue; // another process applied more in between
+            let end = self.store.applied()?;
+            match end.tid.cmp(&head) {
+                Ordering::Equal => {}
+                Ordering::Greater => continue, // another process applied more in between
+                // Else this would look for the head for ever.
+                Ordering::Less => return Err(Broken::removed(end.seq + 1).into()),
             }
             let (record, warnings) = self.record(&end, commit_uuid, &packs)?;
             let bytes = record.encode(&inline);
@@ -105,11 +109,6 @@ impl Transaction {
             warnings.push(CommitWarning::Index { what: error.to_string() });
         }
         Committed { tid: record.tid, seq: record.seq, empty: false, warnings }
-    }
-
-    fn log_end(&self) -> Result<LogEnd, CommitError> {
-        let (seq, hash, tid) = self.store.index.applied()?;
-        Ok(LogEnd { seq, hash, tid })
     }
 
     /// Commits in (lo, hi] against this one, then names against the new head.
