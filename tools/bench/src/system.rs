@@ -31,10 +31,7 @@ pub fn check_root() -> Result<()> {
 
 /// Writes all that is dirty, then drops the page cache and the inodes and names that the kernel remembers.
 ///
-/// Then touches as much free memory as the next half takes, `bytes`, and gives it back: a virtual machine returns
-/// what is free to its host, and the next to use it waits for the host, up to 3 s a GiB where this was measured.
-/// That would be most of a cold row, and it hits reads through FUSE most, because there a processor is the first
-/// to write to a page, and not a disk.
+/// Then touches memory as [`touch_memory`] does.
 ///
 /// # Errors
 /// Not root.
@@ -42,6 +39,17 @@ pub fn drop_caches(bytes: u64) -> Result<()> {
     check_root()?;
     rustix::fs::sync();
     fs::write(DROP_CACHES, "3").named(DROP_CACHES)?;
+    touch_memory(bytes)
+}
+
+/// Touches as much free memory as the next half takes, `bytes`, and gives it back: a virtual machine returns
+/// what is free to its host, and the next to use it waits for the host, up to 3 s a GiB where this was measured.
+/// That would be most of a cold row, and it hits reads through FUSE most, because there a processor is the first
+/// to write to a page, and not a disk.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn touch_memory(bytes: u64) -> Result<()> {
     let available = field_bytes(Path::new("/proc/meminfo"), "MemAvailable:")?;
     let mut memory = vec![0u8; (bytes + TOUCHED_BYTES_MORE).min(available / 2) as usize];
     memory.iter_mut().step_by(PAGE_BYTES).for_each(|byte| *byte = 1);
