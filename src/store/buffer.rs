@@ -37,14 +37,28 @@ impl BufferPool {
     /// A buffer of `len` bytes with arbitrary content.
     pub fn take(self: &Arc<Self>, len: usize) -> ReadBuffer {
         let size = Memory::size_for(len.max(self.least));
-        let reused = {
-            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-            // Not one that is far too large: it may be kept for long, in a cache.
-            let fits = |memory: &Memory| memory.len() >= size && memory.len() / 2 <= size;
-            free.iter().rposition(fits).map(|index| free.swap_remove(index))
-        };
-        let memory = reused.unwrap_or_else(|| Memory::new(size));
+        // Not one that is far too large: it may be held for long.
+        let memory = self.reuse(size, size * 2).unwrap_or_else(|| Memory::new(size));
         ReadBuffer { memory, len, pool: Arc::clone(self) }
+    }
+
+    /// A buffer of `len` bytes with arbitrary content that is to be kept, say in a cache: it takes no more than its
+    /// pages, where one that is read into may be rounded up to huge ones.
+    pub fn take_to_keep(self: &Arc<Self>, len: usize) -> ReadBuffer {
+        let size = len.max(self.least).next_multiple_of(BUFFER_ALIGN);
+        let make = || match size.is_multiple_of(HUGE_PAGE) {
+            true => Memory::new(size),
+            false => Memory::in_small_pages(size),
+        };
+        let memory = self.reuse(size, size).unwrap_or_else(make);
+        ReadBuffer { memory, len, pool: Arc::clone(self) }
+    }
+
+    /// Memory of `least` to `most` bytes that nobody uses.
+    fn reuse(&self, least: usize, most: usize) -> Option<Memory> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = free.iter().rposition(|memory| (least..=most).contains(&memory.len()))?;
+        Some(free.swap_remove(index))
     }
 
     fn put_back(&self, memory: Memory) {
@@ -142,6 +156,10 @@ impl Memory {
             }
         }
         // Where the address space is bounded, the allocator may still have some, or says that it has not.
+        Memory::in_small_pages(size)
+    }
+
+    fn in_small_pages(size: usize) -> Memory {
         let mut bytes = AVec::with_capacity(BUFFER_ALIGN, size);
         bytes.resize(size, 0);
         Memory::Small(bytes)
@@ -197,6 +215,18 @@ mod tests {
             assert_eq!((buffer.len(), buffer[0], buffer[len - 1]), (len, 7, 7));
         }
         assert_eq!(pool.take(HUGE_LEN_MIN - 1).capacity(), HUGE_LEN_MIN, "in small pages");
+    }
+
+    #[test]
+    fn a_buffer_to_keep_takes_no_more_than_its_pages() {
+        let pool = BufferPool::new(4, 4096);
+        drop(pool.take(HUGE_PAGE));
+        for len in [1, 4096, HUGE_LEN_MIN, HUGE_PAGE / 2, HUGE_PAGE - 1, HUGE_PAGE, HUGE_PAGE + 1] {
+            let mut buffer = pool.take_to_keep(len);
+            assert_eq!(buffer.capacity(), len.next_multiple_of(BUFFER_ALIGN), "{len}");
+            buffer.fill(7);
+            assert_eq!((buffer.len(), buffer[len - 1]), (len, 7));
+        }
     }
 
     #[test]

@@ -152,6 +152,7 @@ impl Reader {
                         Some(decoded) => decoded,
                         None => {
                             let open = self.open_now(pack, find)?;
+                            open.end_of(offset, u64::from(stored))?;
                             let mut frame = self.buffers.take(stored as usize);
                             self.fill_now(pack, &open, offset, &mut frame)?;
                             self.decode(&open, key, &frame, block)?
@@ -205,9 +206,10 @@ impl Reader {
                 let decoded = match self.cache.get(&key) {
                     Some(decoded) => decoded,
                     None => {
+                        let open = self.open_later(pack, find).await?;
+                        open.end_of(offset, u64::from(stored))?;
                         let mut frame = self.buffers.take(stored as usize);
                         self.load(pack, offset, &mut frame, find).await?;
-                        let open = self.open_later(pack, find).await?;
                         self.decode(&open, key, &frame, block)?
                     }
                 };
@@ -224,7 +226,7 @@ impl Reader {
         frame: &[u8],
         block: u32,
     ) -> Result<Arc<ReadBuffer>, ReadError> {
-        let mut decoded = self.buffers.take(block as usize);
+        let mut decoded = self.buffers.take_to_keep(block as usize);
         let len = zstd::bulk::decompress_to_buffer(frame, &mut decoded[..]).map_err(|_| {
             open.damaged(if let CacheKey::Decoded(_, at) = key { at } else { 0 }, "a block does not decode")
         })?;
@@ -448,7 +450,7 @@ impl Reader {
             Some(span) => span,
             None => {
                 let bytes = self.load_bytes(&open, offset, target.len() as u64).await?;
-                let mut span = self.buffers.take(bytes.len());
+                let mut span = self.buffers.take_to_keep(bytes.len());
                 span.copy_from_slice(&bytes);
                 let span = Arc::new(span);
                 self.cache.insert(key, Arc::clone(&span));
