@@ -176,16 +176,19 @@ impl NativeStore {
 
 /// Adds all files below a directory, which `name` names in the store.
 fn add_files(dir: &Path, name: &str, files: &mut Vec<(String, u64)>) -> Result<(), ReadError> {
-    let io = |source| ReadError::Io { object: name.to_owned(), source };
-    for entry in std::fs::read_dir(dir).map_err(io)? {
-        let entry = entry.map_err(io)?;
-        let name = format!("{name}/{}", entry.file_name().to_string_lossy());
-        match entry.metadata() {
-            Ok(found) if found.is_dir() => add_files(&entry.path(), &name, files)?,
-            Ok(found) => files.push((name, found.len())),
-            // Gone since it was listed: a writer tidies its staging files.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(io(error)),
+    let mut folders = vec![(dir.to_owned(), name.to_owned())];
+    while let Some((dir, name)) = folders.pop() {
+        let io = |source| ReadError::Io { object: name.clone(), source };
+        for entry in std::fs::read_dir(&dir).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            let name = format!("{name}/{}", entry.file_name().to_string_lossy());
+            match entry.metadata() {
+                Ok(found) if found.is_dir() => folders.push((entry.path(), name)),
+                Ok(found) => files.push((name, found.len())),
+                // Gone since it was listed: a writer tidies its staging files.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(io(error)),
+            }
         }
     }
     Ok(())
