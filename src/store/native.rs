@@ -510,6 +510,29 @@ mod tests {
         let before = store.index.applied().unwrap();
         assert_eq!((before.0, before.2), (1, tid), "built anew, whole");
     }
+
+    #[test]
+    fn a_commit_on_a_log_that_shrank_ends_and_names_the_lost_record() {
+        let (dir, store) = empty_store();
+        let commit = || {
+            let mut txn = store.begin(None).unwrap();
+            txn.allow_empty();
+            pollster::block_on(txn.commit()).unwrap()
+        };
+        commit();
+        commit();
+        let mut txn = store.begin(None).unwrap();
+        txn.allow_empty();
+        std::fs::remove_file(dir.path().join(format!("store/commits/{:020}", 2))).unwrap();
+        store.rebuild().unwrap();
+        let (done, ended) = std::sync::mpsc::channel();
+        // A commit that looks for its head for ever is left behind and ends with the tests.
+        let attempt = move || drop(done.send(pollster::block_on(txn.commit())));
+        crate::env::spawn("attempt", attempt).unwrap();
+        let refused = ended.recv_timeout(Duration::from_secs(60)).expect("it ends").unwrap_err();
+        assert!(refused.to_string().contains(&Broken::removed(2).what), "{refused:?}");
+    }
+
     #[test]
     fn what_is_committed_while_the_index_is_built_anew_stays_in_it() {
         let (_dir, store) = empty_store();
