@@ -22,11 +22,11 @@ use crate::server::{KernelCache, Server};
 
 /// Bounds of the threads that serve the kernel, unless told otherwise. Fewer leave the disk idle while one copies;
 /// more than the processors can run make READs overtake each other, and a sequential reader waits for the first.
-const THREADS_DEFAULT: (usize, usize) = (4, 16);
+const THREADS_BOUNDS: (usize, usize) = (4, 16);
 
 /// Threads that serve the kernel unless told otherwise: two a processor, 4 to 16.
 pub fn threads_default() -> usize {
-    (env::processors() * 2).clamp(THREADS_DEFAULT.0, THREADS_DEFAULT.1)
+    (env::processors() * 2).clamp(THREADS_BOUNDS.0, THREADS_BOUNDS.1)
 }
 
 /// Space of the disk that a store is on, for `df`.

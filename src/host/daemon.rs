@@ -114,7 +114,7 @@ fn spawn_command(
     let (mut reader, writer) = io::pipe().map_err(start)?;
     let errors = writer.try_clone().map_err(start)?;
     command.env(READY_FD, "1").stdin(Stdio::null()).stdout(writer).stderr(errors);
-    keep_inherited_from_children().map_err(start)?;
+    close_inherited_at_exec().map_err(start)?;
     let child = command.spawn().map_err(start)?;
     // The command holds our ends of the pipe: without this its end would never show.
     drop(command);
@@ -142,7 +142,7 @@ fn spawn_command(
 ///
 /// What a shell handed down, say the lock of `flock` or a pipe that somebody reads to its end, would else be held
 /// for as long as the server lives.
-fn keep_inherited_from_children() -> io::Result<()> {
+fn close_inherited_at_exec() -> io::Result<()> {
     // SAFETY: closes nothing; it sets a flag that counts only when this process starts another program.
     let marked = unsafe {
         nix::libc::syscall(nix::libc::SYS_close_range, 3u32, u32::MAX, nix::libc::CLOSE_RANGE_CLOEXEC)
