@@ -6,6 +6,8 @@
 
 #[path = "cli/bench.rs"]
 mod bench;
+#[path = "common/noise.rs"]
+mod noise;
 
 use std::fs;
 use std::io::Write;
@@ -13,7 +15,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 
-use bench::{Bench, noise};
+use bench::Bench;
+use noise::noise;
 
 const BLOCK: usize = 4096;
 

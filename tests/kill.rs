@@ -9,6 +9,8 @@
 
 #[path = "common/live.rs"]
 mod live;
+#[path = "common/noise.rs"]
+mod noise;
 #[path = "kill/strace.rs"]
 mod strace;
 
@@ -16,7 +18,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
-use live::{Guarded, Place, end_of, noise, slow};
+use live::{Guarded, Place, end_of, slow};
+use noise::noise;
 use strace::{Call, OUT, WRITING, no_strace, traced};
 
 /// Bytes that travel inside of the record.

@@ -12,6 +12,8 @@ mod child;
 mod live;
 #[path = "common/mapping.rs"]
 mod mapping;
+#[path = "common/noise.rs"]
+mod noise;
 #[path = "mounted/model.rs"]
 mod model;
 #[path = "model/play.rs"]
@@ -25,8 +27,9 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::process::Command;
 
 use child::MappingChild;
-use live::{Live, Place, no_fuse, no_root, noise, wait_until};
+use live::{Live, Place, no_fuse, no_root, wait_until};
 use mapping::{Mapping, PAGE};
+use noise::noise;
 use revfs::protocol::Tid;
 use rustix::io::Errno;
 

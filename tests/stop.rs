@@ -9,6 +9,8 @@
 mod live;
 #[path = "common/mapping.rs"]
 mod mapping;
+#[path = "common/noise.rs"]
+mod noise;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -18,10 +20,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use live::{
-    Guarded, Live, Place, mounts_below, no_fuse, no_root, noise, runtime_files_of, servers_of, signal_to,
-    wait_for, wait_until,
+    Guarded, Live, Place, mounts_below, no_fuse, no_root, runtime_files_of, servers_of, signal_to, wait_for,
+    wait_until,
 };
 use mapping::Mapping;
+use noise::noise;
 use revfs::env::SystemClock;
 use rustix::io::Errno;
 use rustix::process::Signal;

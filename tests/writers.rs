@@ -6,6 +6,8 @@
 
 #[path = "common/live.rs"]
 mod live;
+#[path = "common/noise.rs"]
+mod noise;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +15,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use live::{Ended, Place, no_root, noise, slow};
+use live::{Ended, Place, no_root, slow};
+use noise::noise;
 
 const BLOCK: usize = 4096;
 const WRITERS: usize = 8;
