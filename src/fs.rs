@@ -9,6 +9,7 @@ mod glue;
 mod handles;
 pub mod inodes;
 mod kernel;
+mod links;
 mod mount;
 pub mod tree;
 

@@ -5,6 +5,7 @@
 //! Input from `/proc`, `/sys` and run-time files is an error or is skipped, never a panic.
 //! Left out on purpose: the FUSE protocol (module `fs`) and what commands print (module `cli`).
 
+pub mod clients;
 pub mod daemon;
 pub mod fuse_connection;
 pub mod mount_state;

@@ -13,6 +13,7 @@ pub mod env;
 pub mod store;
 pub mod view;
 pub mod ops;
+pub mod watch;
 pub mod server;
 pub mod host;
 pub mod fs;

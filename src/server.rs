@@ -1,18 +1,29 @@
 //! The state that is served: which head is published, which one `head/at` may show, and who makes both move.
 //!
 //! A follower thread applies commits and publishes heads; a notifier thread drops what the kernel still caches of
-//! older ones. Rule numbers in comments are those of "The head without a stop-the-world lock" in ARCHITECTURE.md.
+//! older ones; a watchdog looks after clients that owe an ack. Rule numbers in comments are those of "The head without a stop-the-world lock" in ARCHITECTURE.md.
 //!
 //! Invariant: `shown <= published <= store.head()`, each only grows, and when `shown` is t no page, attribute or
-//! entry older than t is in the kernel's cache of head. A READ takes the published head once and waits for neither
-//! thread. Left out on purpose: watches, and everything that knows what FUSE is ([`KernelCache`] is the port).
+//! entry older than t is in the kernel's cache of head. A READ takes the published head once and waits for no thread
+//! of the server. Left out on purpose: the isolation protocol, which is the state machine `watch`, and everything that
+//! knows what FUSE or a process is ([`KernelCache`] and [`Processes`] are the ports).
 
+mod clients;
 mod delta;
 mod follower;
+mod head_read;
+mod links;
 mod notifier;
+mod parked;
+mod setup;
 mod stats;
+mod tracking;
+mod watchdog;
 
+pub use clients::{ClientProcess, Processes};
 pub use delta::{Delta, RangeSet};
+pub use head_read::{HeadRead, HeadReadError};
+pub use links::{LinkId, LinkOver, LinkRead, LinkReply, WatchLink};
 pub use stats::Stats;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,12 +35,19 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use quick_cache::sync::Cache;
 use revfs_protocol::{FileId, RevSpec, Tid};
 
+use self::links::Links;
+use self::parked::Parked;
+use self::setup::Setups;
+use self::tracking::Tracking;
+use self::watchdog::Victims;
 use crate::env::{self, Clock};
 use crate::store::{BufferPool, DirId, FileMeta, Load, ReadBuffer, ReadError, ReadTxn, Store};
 use crate::view::{self, ResolveError};
 
 /// How long the follower waits for a hint that something was committed before it looks by itself.
 pub const POLL_INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
+/// How long a client may owe an ack, as with WCFS.
+pub const PIN_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// Read buffers that are kept for reuse.
 const BUFFERS_KEPT: usize = 32;
 /// Descriptions of files that are kept for the next request.
@@ -76,6 +94,10 @@ pub struct ServerOptions {
     pub runtime: tokio::runtime::Handle,
     /// See [`POLL_INTERVAL_DEFAULT`].
     pub poll_interval: Duration,
+    /// How long a client may owe an ack; see [`PIN_TIMEOUT_DEFAULT`].
+    pub pin_timeout: Duration,
+    /// Finds the processes of clients; without it no watch link can be opened.
+    pub processes: Option<Arc<dyn Processes>>,
 }
 
 /// Serves a store: a head that moves, all revisions before it, and counters.
@@ -92,6 +114,14 @@ pub struct Server {
     kernel: Mutex<Option<Arc<dyn KernelCache>>>,
     trouble: ArcSwapOption<String>,
     stats: Stats,
+    tracking: Tracking,
+    parked: Parked,
+    links: Links,
+    setups: Setups,
+    to_kill: Victims,
+    /// Processes that are being killed: none of their READs is answered.
+    victims: ArcSwap<Vec<u32>>,
+    watchdog_moved: Condvar,
     // Leaf lock. Never held across a call to the kernel, the store or a wait for anything but `queue_moved`.
     queue: Mutex<Queue>,
     queue_moved: Condvar,
@@ -108,7 +138,7 @@ struct Queue {
     stopping: bool,
 }
 
-/// The follower and the notifier. Dropping it leaves them running; see [`ServerThreads::stop`].
+/// The follower, the notifier and the watchdog. Dropping it leaves them running; see [`ServerThreads::stop`].
 #[derive(Debug)]
 pub struct ServerThreads {
     server: Arc<Server>,
@@ -116,7 +146,7 @@ pub struct ServerThreads {
 }
 
 impl ServerThreads {
-    /// Ends both threads and waits for them. Returns only after a running invalidation has returned: abort the
+    /// Ends the threads and waits for them. Returns only after a running invalidation has returned: abort the
     /// mount first if its kernel may not answer.
     pub fn stop(self) {
         self.server.ask_to_stop();
@@ -154,6 +184,13 @@ impl Server {
             kernel: Mutex::new(None),
             trouble: ArcSwapOption::empty(),
             stats: Stats::default(),
+            tracking: Tracking::default(),
+            parked: Parked::default(),
+            links: Links::default(),
+            setups: Setups::default(),
+            to_kill: Victims::default(),
+            victims: ArcSwap::default(),
+            watchdog_moved: Condvar::new(),
             queue: Mutex::new(Queue::default()),
             queue_moved: Condvar::new(),
             shown_lock: Mutex::new(()),
@@ -182,8 +219,9 @@ impl Server {
     /// A thread could not be started.
     pub fn start(self: &Arc<Self>) -> std::io::Result<ServerThreads> {
         let mut running = ServerThreads { server: Arc::clone(self), threads: Vec::new() };
-        let notifier: fn(&Server) = notifier::run;
-        for (name, body) in [("notifier", notifier), ("follower", follower::run)] {
+        let notifier: fn(&Arc<Server>) = notifier::run;
+        for (name, body) in [("notifier", notifier), ("follower", follower::run), ("watchdog", watchdog::run)]
+        {
             let server = Arc::clone(self);
             match env::spawn(name, move || body(&server)) {
                 Ok(thread) => running.threads.push(thread),
@@ -199,7 +237,12 @@ impl Server {
     fn ask_to_stop(&self) {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).stopping = true;
         self.queue_moved.notify_all();
+        self.wake_watchdog();
         self.store.wake_follower();
+    }
+
+    fn processes(&self) -> Result<&Arc<dyn Processes>, String> {
+        self.options.processes.as_ref().ok_or_else(|| "this server looks after no processes".to_owned())
     }
 
     /// From now on no file is opened: the server stops.

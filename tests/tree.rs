@@ -87,7 +87,7 @@ fn the_tree_has_exactly_the_names_of_the_product() {
     ]);
     let file = store.file_id("a");
     expect_names(mount.root(), &[("head", 'd'), (".revfs", 'd'), ("@release-1", 'l')]);
-    expect_names(&mount.path("head"), &[("at", 'f'), ("bigfile", 'd'), ("by-id", 'd')]);
+    expect_names(&mount.path("head"), &[("at", 'f'), ("watch", 'f'), ("bigfile", 'd'), ("by-id", 'd')]);
     expect_names(&mount.path("head/bigfile"), &[("a", 'f'), ("dir", 'd')]);
     expect_names(&mount.path("head/bigfile/dir/sub"), &[("b", 'f')]);
     expect_names(&mount.path("head/by-id"), &[]);
@@ -433,7 +433,7 @@ fn the_mount_is_named_after_the_store_and_goes_away() {
         table.lines().find(|line| line.contains(root.to_str().unwrap())).map(str::to_owned)
     };
     let found = line().unwrap();
-    assert!(found.contains("fuse.revfs scripted,store") && found.contains(" ro,"), "{found}");
+    assert!(found.contains("fuse.revfs scripted,store") && found.contains("nosuid,nodev"), "{found}");
     assert_eq!(fs::read_to_string(mount.path("head/at")).unwrap(), "0".repeat(16));
     expect_names(&mount.path("head/bigfile"), &[]);
     drop(mount);

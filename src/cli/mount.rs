@@ -46,6 +46,9 @@ pub struct MountArgs {
     /// Most memory for decoded blocks, as in 1G. The page cache of the kernel comes on top
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "1G")]
     pub cache: u64,
+    /// How long a client may take to map a block as it is told; after that it is killed
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
+    pub pin_timeout: Duration,
     /// Append messages to this file
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
@@ -115,6 +118,8 @@ pub struct MountPlan {
     pub noexec: bool,
     /// Bound of the block cache, bytes.
     pub cache_bytes: u64,
+    /// How long a client may owe an ack.
+    pub pin_timeout: Duration,
     /// Where messages go; absolute.
     pub log: Option<PathBuf>,
     /// Owner of all files.
@@ -145,6 +150,7 @@ impl MountPlan {
             allow_other: args.allow_other,
             noexec: args.noexec,
             cache_bytes: args.cache,
+            pin_timeout: args.pin_timeout,
             log: args.log.as_deref().map(std::path::absolute).transpose()?,
             uid: args.uid.unwrap_or_else(|| rustix::process::getuid().as_raw()),
             gid: args.gid.unwrap_or_else(|| rustix::process::getgid().as_raw()),
@@ -160,6 +166,7 @@ impl MountPlan {
         let mut args: Vec<OsString> = vec!["mount".into(), "-f".into()];
         let mut option = |name: &str, value: OsString| args.extend([OsString::from(name), value]);
         option("--cache", self.cache_bytes.to_string().into());
+        option("--pin-timeout", revfs_protocol::format_duration(self.pin_timeout).into());
         option("--uid", self.uid.to_string().into());
         option("--gid", self.gid.to_string().into());
         option("--threads", self.threads.to_string().into());
@@ -228,7 +235,7 @@ mod tests {
     fn the_process_in_the_background_gets_the_same_plan() {
         for line in [
             "mount s m",
-            "mount s m --create --allow-other --noexec --cache 64M --log l --uid 7 --gid 8 --threads 3 --fault-read-delay 1m30s",
+            "mount s m --create --allow-other --noexec --cache 64M --log l --uid 7 --gid 8 --threads 3 --pin-timeout 3s --fault-read-delay 1m30s",
             "mount --read-ahead 128K --max-read 64K -- -s -m",
         ] {
             let first = plan(&words(line));

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::env::{Clock, SystemClock};
 use crate::fs::face::Face;
 use crate::fs::{self, MountOptions, Mounted};
+use crate::host::clients::HostProcesses;
 use crate::host::daemon::{self, DaemonError, ReadyPipe};
 use crate::host::mount_state::MountStateError;
 use crate::host::mountinfo::{MountDev, absolute_mount_point, find_mount};
@@ -250,6 +251,8 @@ fn start(plan: &MountPlan, in_background: bool) -> Result<Serving, CliError> {
         clock: Arc::clone(&clock),
         runtime: runtime.handle().clone(),
         poll_interval: POLL_INTERVAL_DEFAULT,
+        pin_timeout: plan.pin_timeout,
+        processes: Some(Arc::new(HostProcesses)),
     };
     let server = Server::new(store.as_store(), options);
     let mounted =
@@ -329,6 +332,8 @@ struct Target(Arc<Server>);
 impl StopTarget for Target {
     fn refuse_opens(&self) {
         self.0.refuse_opens();
+        // A mount with an open link is busy, so it would be told next anyway.
+        self.0.close_links("shutting down");
     }
 }
 

@@ -127,6 +127,12 @@ pub enum FsError {
     /// An offset at which there is nothing to seek.
     #[error("nothing at or after the offset")]
     BeyondEnd,
+    /// A process that the server cannot look after asks for a watch link.
+    #[error("the server cannot look after this process: its log says why")]
+    ClientRefused,
+    /// It is a stream.
+    #[error("a stream has no position")]
+    NotSeekable,
     /// The handle is not open.
     #[error("bad handle")]
     BadHandle,
@@ -162,6 +168,8 @@ pub fn errno(error: &FsError) -> Errno {
         FsError::ReadOnly => Errno::EROFS,
         FsError::NoSuchAttribute => Errno::ENODATA,
         FsError::BeyondEnd => Errno::ENXIO,
+        FsError::ClientRefused => Errno::EPERM,
+        FsError::NotSeekable => Errno::ESPIPE,
         FsError::BadHandle => Errno::EBADF,
         FsError::Resolve(error) => match error {
             ResolveError::Malformed(_) => Errno::EINVAL,

@@ -21,10 +21,12 @@ use fuser::{
 
 use super::face::{FsError, errno, read_errno};
 use super::handles::{DirHandle, Handle, Handles, TextHandle};
+use super::inodes::Key;
+use super::links;
 use super::mount::DiskSpace;
 use super::tree::{Kind, Stat, Tree, UNKNOWN_INO};
-use crate::server::{FileView, Stats};
-use crate::store::{Load, NAME_BYTES_MAX, ReadBuffer, ReadError};
+use crate::server::{FileView, HeadReadError, Stats};
+use crate::store::{Load, NAME_BYTES_MAX, ReadBuffer};
 use crate::view::{self, Seek};
 
 /// Numbers are never given again, so there is one generation.
@@ -35,10 +37,13 @@ const READ_BYTES_MAX: u32 = 2 << 20;
 const BACKGROUND_MAX: u16 = 8192;
 /// More than the kernel offers by default; it says what it allows.
 const READAHEAD_BYTES: u32 = 16 << 20;
+/// `O_NONBLOCK` of a descriptor.
+const NON_BLOCKING: i32 = nix::libc::O_NONBLOCK;
 const XATTR_TID: &str = "user.revfs.tid";
 const XATTR_FILE: &str = "user.revfs.file";
 const DIR_MODE: u16 = 0o555;
 const FILE_MODE: u16 = 0o444;
+const CONTROL_MODE: u16 = 0o666;
 const LINK_MODE: u16 = 0o777;
 
 /// Who owns what is shown.
@@ -62,6 +67,7 @@ impl Glue {
         let (kind, perm) = match stat.kind {
             Kind::Dir => (FileType::Directory, DIR_MODE),
             Kind::File => (FileType::RegularFile, FILE_MODE),
+            Kind::Control => (FileType::RegularFile, CONTROL_MODE),
             Kind::Link => (FileType::Symlink, LINK_MODE),
         };
         FileAttr {
@@ -93,8 +99,14 @@ impl Glue {
         errno(error)
     }
 
-    fn open_file(&self, ino: u64, flags: OpenFlags) -> Result<(u64, FopenFlags), FsError> {
+    fn open_file(&self, ino: u64, flags: OpenFlags, thread: u32) -> Result<(u64, FopenFlags), FsError> {
         let key = self.tree.key(ino)?;
+        if key == Key::HeadWatch {
+            let link = links::open(self.tree.server(), thread)?;
+            self.tree.inodes().opened(ino);
+            Stats::add(&self.tree.server().stats().opens, 1);
+            return Ok((self.handles.add(Handle::Link(link)), links::OPEN_FLAGS));
+        }
         match flags.acc_mode() {
             OpenAccMode::O_RDONLY => {}
             OpenAccMode::O_WRONLY | OpenAccMode::O_RDWR => return Err(FsError::ReadOnly),
@@ -155,7 +167,7 @@ impl Glue {
             let number = listed.key.as_ref().and_then(|key| self.tree.inodes().number(key));
             let kind = match listed.kind {
                 Kind::Dir => FileType::Directory,
-                Kind::File => FileType::RegularFile,
+                Kind::File | Kind::Control => FileType::RegularFile,
                 Kind::Link => FileType::Symlink,
             };
             let next = index as u64 + 3;
@@ -200,6 +212,7 @@ impl Glue {
                 (offset < end).then_some(if what == Seek::Data { offset } else { end })
             }
             Some(Handle::Dir(_)) => return Err(FsError::IsADirectory),
+            Some(Handle::Link(_)) => return Err(FsError::NotSeekable),
             None => {
                 let view = self.tree.view(ino)?;
                 view::seek(&view.txn, &view.meta, offset, what)?
@@ -214,18 +227,20 @@ const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 
 /// Answers a READ of file data.
-fn answer_read(tree: &Tree, view: &FileView, result: Result<ReadBuffer, ReadError>, reply: ReplyData) {
-    let stats = tree.server().stats();
+fn answer_read(tree: &Tree, ino: INodeNo, result: Result<ReadBuffer, HeadReadError>, reply: ReplyData) {
+    let server = tree.server();
     match result {
         Ok(bytes) => {
-            Stats::add(&stats.read_bytes, bytes.len() as u64);
+            Stats::add(&server.stats().read_bytes, bytes.len() as u64);
             reply.data(&bytes);
         }
-        Err(error) => {
-            Stats::add(&stats.read_errors, 1);
-            log::error!("READ of file {} @{} failed: {error}", view.meta.file, view.txn.at());
+        Err(HeadReadError::Read(error)) => {
+            Stats::add(&server.stats().read_errors, 1);
+            log::error!("READ of {:?} failed at head @{}: {error}", tree.key(ino.0), server.head());
             reply.error(read_errno(&error));
         }
+        // Told in the log once for the process, not once a page.
+        Err(HeadReadError::Killed) => reply.error(Errno::EIO),
     }
 }
 
@@ -295,11 +310,11 @@ impl Filesystem for Glue {
         }
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if self.tree.server().is_refusing() {
             return reply.error(Errno::ESHUTDOWN);
         }
-        match self.open_file(ino.0, flags) {
+        match self.open_file(ino.0, flags, req.pid()) {
             Ok((fh, flags)) => reply.opened(FileHandle(fh), flags),
             Err(error) => reply.error(self.refuse("OPEN", ino, &error)),
         }
@@ -307,17 +322,21 @@ impl Filesystem for Glue {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let len = size as usize;
         if fh.0 != 0 {
+            if let Some(Handle::Link(link)) = self.handles.get(fh.0).as_deref() {
+                let wait = flags.0 & NON_BLOCKING == 0;
+                return links::read(self.tree.server(), link, (req.pid(), wait), len, reply);
+            }
             return match self.text(ino.0, fh, offset) {
                 Ok(text) => {
                     let start = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
@@ -326,17 +345,19 @@ impl Filesystem for Glue {
                 Err(error) => reply.error(self.refuse("READ", ino, &error)),
             };
         }
-        let view = match self.tree.view(ino.0) {
-            Ok(view) => view,
-            Err(error) => return reply.error(self.refuse("READ", ino, &error)),
+        let load = match self.tree.key(ino.0) {
+            Ok(Key::HeadFile(file)) => self.tree.server().read_head(file, offset, len, req.pid()),
+            _ => match self.tree.view(ino.0) {
+                Ok(view) => self.tree.server().read_rev(&view, offset, len),
+                Err(error) => return reply.error(self.refuse("READ", ino, &error)),
+            },
         };
-        match self.tree.server().read(&view, offset, len) {
-            Load::Ready(result) => answer_read(&self.tree, &view, result, reply),
+        match load {
+            Load::Ready(result) => answer_read(&self.tree, ino, result, reply),
             Load::Pending(future) => {
-                Stats::add(&self.tree.server().stats().pending_reads, 1);
                 let tree = Arc::clone(&self.tree);
                 let runtime = self.tree.server().runtime();
-                drop(runtime.spawn(async move { answer_read(&tree, &view, future.await, reply) }));
+                drop(runtime.spawn(async move { answer_read(&tree, ino, future.await, reply) }));
             }
         }
     }
@@ -359,7 +380,9 @@ impl Filesystem for Glue {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.handles.remove(fh.0);
+        if let Some(Handle::Link(link)) = self.handles.remove(fh.0).as_deref() {
+            self.tree.server().close_link(link);
+        }
         self.tree.inodes().released(ino.0);
         reply.ok();
     }
@@ -525,17 +548,20 @@ impl Filesystem for Glue {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         _offset: u64,
-        _data: &[u8],
+        data: &[u8],
         _write_flags: WriteFlags,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        reply.error(Errno::EROFS);
+        match self.handles.get(fh.0).as_deref() {
+            Some(Handle::Link(link)) => links::write(self.tree.server(), link, req.pid(), data, reply),
+            _ => reply.error(Errno::EROFS),
+        }
     }
 
     fn setxattr(

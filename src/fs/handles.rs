@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::inodes::Key;
 use super::tree::Listed;
+use crate::server::WatchLink;
 use crate::store::ReadTxn;
 
 /// What a handle is.
@@ -18,6 +19,8 @@ pub(super) enum Handle {
     Dir(DirHandle),
     /// An open text.
     Text(TextHandle),
+    /// An open of `head/watch`.
+    Link(Arc<WatchLink>),
 }
 
 /// An open directory.
@@ -82,8 +85,8 @@ impl Handles {
         self.open().get(&number).cloned()
     }
 
-    /// Closes it.
-    pub(super) fn remove(&self, number: u64) {
-        self.open().remove(&number);
+    /// Closes it, and answers what it was.
+    pub(super) fn remove(&self, number: u64) -> Option<Arc<Handle>> {
+        self.open().remove(&number)
     }
 }

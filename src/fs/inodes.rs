@@ -25,6 +25,8 @@ pub enum Key {
     Head,
     /// `head/at`.
     HeadAt,
+    /// `head/watch`.
+    HeadWatch,
     /// `head/by-id`.
     HeadById,
     /// The directory of the face, `.revfs`.
@@ -48,7 +50,7 @@ pub enum Key {
 }
 
 /// The fixed inodes, numbered from [`ROOT_INO`] in this order.
-const FIXED: [Key; 5] = [Key::Root, Key::Head, Key::HeadAt, Key::HeadById, Key::FaceDir];
+const FIXED: [Key; 6] = [Key::Root, Key::Head, Key::HeadAt, Key::HeadById, Key::FaceDir, Key::HeadWatch];
 
 #[derive(Debug)]
 struct Inode {

@@ -244,10 +244,11 @@ fn config(url: &str, options: &MountOptions) -> Config {
         MountOption::FSName(source_name(url, rustix::process::geteuid().is_root())),
         // `MountOption::Subtype` is for fusermount only; this reaches the kernel on both ways.
         MountOption::CUSTOM("subtype=revfs".to_owned()),
-        MountOption::RO,
+        // Not read-only for the kernel, which would refuse to open `head/watch` for writing; every other write is
+        // refused with EROFS. Nor does it check modes: all that can be seen may be read, and who sees it is said by
+        // `allow_other`.
         MountOption::NoSuid,
         MountOption::NoDev,
-        MountOption::DefaultPermissions,
     ];
     if options.noexec {
         config.mount_options.push(MountOption::NoExec);

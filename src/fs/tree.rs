@@ -24,6 +24,7 @@ pub const UNKNOWN_INO: u64 = 0xffff_ffff;
 
 const HEAD: &[u8] = b"head";
 const AT: &[u8] = b"at";
+const WATCH: &[u8] = b"watch";
 const BIGFILE: &[u8] = b"bigfile";
 const BY_ID: &[u8] = b"by-id";
 const TEXT_BLOCK_SIZE: u64 = 4096;
@@ -36,6 +37,8 @@ pub enum Kind {
     Dir,
     /// A regular file.
     File,
+    /// A regular file that is read and written as a stream.
+    Control,
     /// A symlink.
     Link,
 }
@@ -126,6 +129,7 @@ impl Tree {
             Key::Root => self.root_entry(name)?,
             Key::Head => match name {
                 AT => (Key::HeadAt, LONG_TTL),
+                WATCH => (Key::HeadWatch, LONG_TTL),
                 BIGFILE => (Key::HeadDir(DirId::ROOT), LONG_TTL),
                 BY_ID => (Key::HeadById, LONG_TTL),
                 _ => return Err(FsError::NotFound),
@@ -158,7 +162,12 @@ impl Tree {
                 None => return Err(FsError::NotFound),
             },
             Key::RevById(at) => (self.rev_file(file_id(name)?, at)?, LONG_TTL),
-            Key::HeadAt | Key::Face(_) | Key::HeadFile(_) | Key::RevFile(..) | Key::Link(_) => {
+            Key::HeadAt
+            | Key::HeadWatch
+            | Key::Face(_)
+            | Key::HeadFile(_)
+            | Key::RevFile(..)
+            | Key::Link(_) => {
                 return Err(FsError::NotADirectory);
             }
         };
@@ -213,6 +222,7 @@ impl Tree {
             Key::Root | Key::HeadDir(_) => dir_stat(head_ns()),
             Key::RevRoot(at) | Key::RevById(at) | Key::RevDir(at, _) => dir_stat(at.to_unix_ns()),
             Key::HeadAt => text_stat(Kind::File, TID_TEXT_BYTES, self.server.shown().to_unix_ns()),
+            Key::HeadWatch => text_stat(Kind::Control, 0, self.start_unix_ns),
             Key::Face(file) => {
                 let text = self.face.text(*file, &self.server, self.inodes.count());
                 text_stat(Kind::File, text.len() as u64, head_ns())
@@ -246,7 +256,7 @@ impl Tree {
         match key {
             Key::HeadFile(file) => Ok(self.server.head_file(*file)?),
             Key::RevFile(file, rev) => Ok(self.server.rev_file(*file, *rev)?),
-            Key::HeadAt | Key::Face(_) | Key::Link(_) => Err(FsError::BadHandle),
+            Key::HeadAt | Key::HeadWatch | Key::Face(_) | Key::Link(_) => Err(FsError::BadHandle),
             _ => Err(FsError::IsADirectory),
         }
     }
@@ -281,9 +291,12 @@ impl Tree {
             Key::Root | Key::Head | Key::HeadById | Key::FaceDir | Key::RevRoot(_) | Key::RevById(_) => {
                 Ok(None)
             }
-            Key::HeadAt | Key::Face(_) | Key::HeadFile(_) | Key::RevFile(..) | Key::Link(_) => {
-                Err(FsError::NotADirectory)
-            }
+            Key::HeadAt
+            | Key::HeadWatch
+            | Key::Face(_)
+            | Key::HeadFile(_)
+            | Key::RevFile(..)
+            | Key::Link(_) => Err(FsError::NotADirectory),
         }
     }
 
@@ -305,6 +318,7 @@ impl Tree {
             }
             (Key::Head, _) => Ok(vec![
                 listed(AT, Kind::File, Key::HeadAt),
+                listed(WATCH, Kind::Control, Key::HeadWatch),
                 listed(BIGFILE, Kind::Dir, Key::HeadDir(DirId::ROOT)),
                 listed(BY_ID, Kind::Dir, Key::HeadById),
             ]),

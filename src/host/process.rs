@@ -124,6 +124,22 @@ impl Process {
         pidfd_send_signal(&self.fd, signal).map_err(|errno| system("signal", self.pid, errno.into()))
     }
 
+    /// Whether this process may signal it.
+    ///
+    /// # Errors
+    /// What the system says to a signal that does nothing: `PERM` for another user's process.
+    pub fn may_signal(&self) -> Result<(), Errno> {
+        // SAFETY: signal 0 is checked and not sent; without an info pointer nothing is read or written.
+        let answer = unsafe {
+            let (call, none) = (nix::libc::SYS_pidfd_send_signal, std::ptr::null::<nix::libc::siginfo_t>());
+            nix::libc::syscall(call, self.fd.as_raw_fd(), 0, none, 0u32)
+        };
+        match answer {
+            0 => Ok(()),
+            _ => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL)),
+        }
+    }
+
     /// Sends SIGTERM, and with it how long the stop may take (whole milliseconds, at least one).
     ///
     /// # Errors

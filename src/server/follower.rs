@@ -19,7 +19,7 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
 /// Follows the store until the server stops.
-pub(super) fn run(server: &Server) {
+pub(super) fn run(server: &Arc<Server>) {
     let mut backoff = BACKOFF_MIN;
     let mut logged = false;
     while !server.stopping() {

@@ -3,13 +3,13 @@
 //! Invariant: it serves no request and holds no lock while the kernel works, for the kernel waits there for
 //! READs that are under way (rule 17). `shown` becomes t only when all of t has been dropped (rule 18).
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use super::{Delta, KernelCache, Server, Stats};
 
 /// Drops what is queued until the server stops.
-pub(super) fn run(server: &Server) {
+pub(super) fn run(server: &Arc<Server>) {
     while let Some(delta) = next(server) {
         let at = delta.at;
         // No kernel cache is set before a mount exists: then nothing is cached.
@@ -22,6 +22,7 @@ pub(super) fn run(server: &Server) {
         server.shown.store(at.raw(), Ordering::SeqCst);
         drop(guard);
         server.shown_moved.notify_all();
+        server.start_setups();
     }
 }
 

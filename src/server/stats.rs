@@ -30,6 +30,12 @@ counters! {
     reads,
     /// READs that waited for a slow storage.
     pending_reads,
+    /// READs that waited for a client to map a block elsewhere.
+    parked_reads,
+    /// Watch links opened.
+    links_opened,
+    /// Clients killed for breaking the isolation protocol.
+    kills,
     /// Bytes that READs were answered with.
     read_bytes,
     /// READs that failed.

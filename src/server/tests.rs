@@ -73,6 +73,8 @@ fn fixture(commits: &[(u64, Vec<Edit>)]) -> Fixture {
         clock: Arc::clone(&clock) as Arc<dyn Clock>,
         runtime: runtime.handle().clone(),
         poll_interval: PATIENCE,
+        pin_timeout: PATIENCE,
+        processes: None,
     };
     let server = Server::new(Arc::clone(&store) as Arc<dyn Store>, options);
     let (sender, arrived) = channel();

@@ -36,6 +36,8 @@ impl TestMount {
             clock: SystemClock::shared(),
             runtime: runtime.handle().clone(),
             poll_interval: Duration::from_secs(1),
+            pin_timeout: revfs::server::PIN_TIMEOUT_DEFAULT,
+            processes: None,
         };
         let server = Server::new(store, options);
         let dir = tempfile::tempdir().unwrap();

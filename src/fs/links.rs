@@ -1,0 +1,55 @@
+//! `head/watch` as the kernel sees it: each open is a stream of its own, which is read and written at once.
+//!
+//! Invariant: a read that finds nothing takes no thread; it is answered when the link has something, has ended, or a
+//! signal waits for who reads.
+
+use std::sync::Arc;
+
+use fuser::{Errno, FopenFlags, ReplyData, ReplyWrite};
+
+use super::face::FsError;
+use crate::server::{LinkOver, LinkRead, Server, WatchLink};
+
+/// A stream: reads and writes of one descriptor do not wait for each other, and there is no position.
+pub(super) const OPEN_FLAGS: FopenFlags =
+    FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_STREAM).union(FopenFlags::FOPEN_NONSEEKABLE);
+
+/// Opens a link for the process of a thread.
+pub(super) fn open(server: &Server, thread: u32) -> Result<Arc<WatchLink>, FsError> {
+    server.open_link(thread).map_err(|why| {
+        log::warn!("an open of head/watch is refused: {why}");
+        FsError::ClientRefused
+    })
+}
+
+/// Reads a link. `wait`: the descriptor is not in non-blocking mode.
+pub(super) fn read(
+    server: &Server,
+    link: &Arc<WatchLink>,
+    (thread, wait): (u32, bool),
+    max: usize,
+    reply: ReplyData,
+) {
+    if !wait && !link.is_readable() {
+        return reply.error(Errno::EAGAIN);
+    }
+    let answer = |read: LinkRead| match read {
+        LinkRead::Bytes(bytes) => reply.data(&bytes),
+        LinkRead::Interrupted => reply.error(Errno::EINTR),
+    };
+    server.read_link(link, thread, max, Box::new(answer));
+}
+
+/// Writes to a link.
+pub(super) fn write(
+    server: &Arc<Server>,
+    link: &Arc<WatchLink>,
+    thread: u32,
+    data: &[u8],
+    reply: ReplyWrite,
+) {
+    match server.write_link(link, thread, data) {
+        Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
+        Err(LinkOver) => reply.error(Errno::ECONNRESET),
+    }
+}

@@ -1,0 +1,116 @@
+//! clients: the processes of watch links, for the server: who they are, whether they live, what waits for them.
+//!
+//! Invariant: a client is a process and not a thread, held by a pidfd, and one that this server may signal: else it
+//! could not be stopped from using data that is not its revision's. Signals that wait for a thread are read from
+//! `/proc`: the kernel tells a FUSE server of them by INTERRUPT only, which the crate fuser does not take.
+
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use rustix::process::Signal;
+
+use super::process::{Process, process_of_thread};
+use crate::server::{ClientProcess, Processes};
+
+/// The processes of this machine.
+#[derive(Debug, Default)]
+pub struct HostProcesses;
+
+impl ClientProcess for Process {
+    fn pid(&self) -> u32 {
+        Process::pid(self)
+    }
+
+    fn is_gone(&self) -> bool {
+        !self.is_alive()
+    }
+
+    fn send_bus(&self) -> Result<(), String> {
+        self.signal(Signal::BUS).map_err(|error| error.to_string())
+    }
+
+    fn send_kill(&self) -> Result<(), String> {
+        self.signal(Signal::KILL).map_err(|error| error.to_string())
+    }
+}
+
+impl Processes for HostProcesses {
+    fn client_of(&self, thread: u32) -> Result<Arc<dyn ClientProcess>, String> {
+        if thread == 0 {
+            return Err(
+                "the process is in another pid namespace: run revfs in the one of its clients".to_owned()
+            );
+        }
+        let process = Process::of_thread(thread).map_err(|error| error.to_string())?;
+        match process.may_signal() {
+            Ok(()) => Ok(Arc::new(process)),
+            Err(Errno::PERM) => Err(format!(
+                "process {} belongs to another user: run revfs as that user or as root",
+                process.pid()
+            )),
+            Err(errno) => Err(format!("process {} cannot be signalled: {errno}", process.pid())),
+        }
+    }
+
+    fn pid_of(&self, thread: u32) -> Option<u32> {
+        process_of_thread(thread).ok()
+    }
+
+    fn is_signalled(&self, thread: u32) -> bool {
+        waiting_signals(thread).is_some_and(|waiting| waiting != 0)
+    }
+
+    fn is_dying(&self, thread: u32) -> bool {
+        waiting_signals(thread).is_some_and(|waiting| waiting & bit_of(Signal::KILL) != 0)
+    }
+}
+
+fn bit_of(signal: Signal) -> u64 {
+    1 << (signal.as_raw() - 1)
+}
+
+/// Signals that wait for a thread and are neither blocked nor ignored; `None`: it is gone.
+fn waiting_signals(thread: u32) -> Option<u64> {
+    let status = std::fs::read(format!("/proc/{thread}/status")).ok()?;
+    waiting_in(&status)
+}
+
+fn waiting_in(status: &[u8]) -> Option<u64> {
+    let mask = |name: &[u8]| {
+        let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(name))?;
+        u64::from_str_radix(std::str::from_utf8(line).ok()?.trim(), 16).ok()
+    };
+    let pending = mask(b"SigPnd:")? | mask(b"ShdPnd:")?;
+    Some(pending & !mask(b"SigBlk:")? & !mask(b"SigIgn:")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_that_wait_count_unless_they_are_blocked_or_ignored() {
+        let status = |own: u64, shared: u64, blocked: u64, ignored: u64| {
+            format!(
+                "Name:\tx\nSigPnd:\t{own:016x}\nShdPnd:\t{shared:016x}\nSigBlk:\t{blocked:016x}\nSigIgn:\t{ignored:016x}\n"
+            )
+        };
+        let kill = bit_of(Signal::KILL);
+        assert_eq!(waiting_in(status(kill, 0, 0, 0).as_bytes()), Some(256));
+        assert_eq!(waiting_in(status(0, kill, 0, 0).as_bytes()), Some(256));
+        assert_eq!(waiting_in(status(6, 0, 2, 4).as_bytes()), Some(0));
+        assert_eq!(waiting_in(status(0, 7, 2, 4).as_bytes()), Some(1));
+        assert_eq!(waiting_in(b"SigPnd:\t0\n"), None);
+        assert_eq!(waiting_in(b""), None);
+    }
+
+    #[test]
+    fn this_process_can_be_a_client_and_one_of_another_namespace_cannot() {
+        let thread = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
+        let client = HostProcesses.client_of(thread).unwrap();
+        assert_eq!((client.pid(), client.is_gone()), (std::process::id(), false));
+        assert!(HostProcesses.client_of(0).unwrap_err().contains("namespace"));
+        assert_eq!(HostProcesses.pid_of(thread), Some(std::process::id()));
+        assert!(!HostProcesses.is_signalled(thread));
+    }
+}

@@ -1,0 +1,37 @@
+//! The processes behind watch links and READs, as the server asks for them; implemented by the host.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+/// A process that opened a watch link. It never turns into another one.
+pub trait ClientProcess: Send + Sync + Debug {
+    /// Its number.
+    fn pid(&self) -> u32;
+    /// Whether it has ended; one that nobody has waited for yet has.
+    fn is_gone(&self) -> bool;
+    /// Sends SIGBUS, as the kernel does when a page cannot be had.
+    ///
+    /// # Errors
+    /// Why it could not, as a text.
+    fn send_bus(&self) -> Result<(), String>;
+    /// Sends SIGKILL.
+    ///
+    /// # Errors
+    /// Why it could not, as a text.
+    fn send_kill(&self) -> Result<(), String>;
+}
+
+/// Where processes are found.
+pub trait Processes: Send + Sync + Debug {
+    /// The process to which a thread belongs, if the server may signal it.
+    ///
+    /// # Errors
+    /// Why it cannot be watched over, with the remedy.
+    fn client_of(&self, thread: u32) -> Result<Arc<dyn ClientProcess>, String>;
+    /// The number of the process to which a thread belongs; `None`: it is gone.
+    fn pid_of(&self, thread: u32) -> Option<u32>;
+    /// Whether a signal waits for the thread that it would act on now, so that a system call of it should end.
+    fn is_signalled(&self, thread: u32) -> bool;
+    /// Whether the thread's process is being killed.
+    fn is_dying(&self, thread: u32) -> bool;
+}

@@ -1,0 +1,208 @@
+//! READs of files under head: before the bytes are answered, clients that work at an older state map the changed
+//! blocks elsewhere.
+//!
+//! Invariant: the blocks are tracked, then the head is taken, then pins are found (rules 2 to 4), and a READ that has
+//! to wait does so without a thread, a lock or a buffer (rule 15).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use revfs_protocol::{BlockIndex, BlockSpan, FileId, Tid};
+
+use super::links::WatchLink;
+use super::parked::Outcome;
+use super::setup::{pins_at, revs_of};
+use super::tracking::blocks_of;
+use super::{FileView, Server, Stats};
+use crate::store::{Load, ReadBuffer, ReadError};
+use crate::watch::{ReadNeed, WaitId};
+
+/// Why a READ under head is not answered with bytes.
+#[derive(Debug, thiserror::Error)]
+pub enum HeadReadError {
+    /// The store.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// Who asks is being killed, and can die only when it is answered (rule 16).
+    #[error("the process that reads is being killed for breaking the isolation protocol")]
+    Killed,
+}
+
+/// A READ that is answered now or later.
+pub type HeadRead = Load<Result<ReadBuffer, HeadReadError>>;
+
+impl Server {
+    /// Reads bytes of a file under head for a thread, clipped to the file's size.
+    pub fn read_head(self: &Arc<Self>, file: FileId, offset: u64, len: usize, thread: u32) -> HeadRead {
+        self.begin_head_read(file, offset, len, thread).unwrap_or_else(|error| Load::Ready(Err(error)))
+    }
+
+    fn begin_head_read(
+        self: &Arc<Self>,
+        file: FileId,
+        offset: u64,
+        len: usize,
+        thread: u32,
+    ) -> Result<HeadRead, HeadReadError> {
+        if !self.tracking.add(file, offset, len) {
+            self.tracking.begin(file, self.head_file(file)?.meta.block_size);
+            self.tracking.add(file, offset, len);
+        }
+        let view = self.head_file(file)?;
+        if self.is_victim(thread) {
+            return Err(HeadReadError::Killed);
+        }
+        if self.links.oldest_at(file).is_none_or(|oldest| view.meta.rev <= oldest) {
+            return Ok(self.load(&view, offset, len));
+        }
+        let blocks = blocks_of(view.meta.block_size, offset, len);
+        let span =
+            BlockSpan { first: BlockIndex::new(*blocks.start()), last: BlockIndex::new(*blocks.end()) };
+        let revs = revs_of(&view.txn, file, span)?;
+        let newest = revs.iter().map(|(_, rev)| *rev).max().unwrap_or(Tid::ZERO);
+        let links = self.links.behind(file, newest);
+        if links.is_empty() {
+            return Ok(self.load(&view, offset, len));
+        }
+        let (wait, outcome) = self.parked.begin(thread);
+        for link in &links {
+            let asked = self.ask_link(link, file, &revs, wait);
+            if let Err(error) = asked {
+                // It is over; acks that come for it find nothing.
+                self.parked.settle(wait);
+                return Err(error.into());
+            }
+        }
+        if !self.parked.settle(wait) {
+            return Ok(self.load(&view, offset, len));
+        }
+        // Between the look at the victims and the parking it may have become one.
+        if self.is_victim(thread) {
+            self.parked.end_of(|other| other == thread);
+        }
+        Stats::add(&self.stats.parked_reads, 1);
+        let server = Arc::clone(self);
+        let parked = async move {
+            match outcome.await {
+                Ok(Outcome::Go) => server.load_elsewhere(view, offset, len).await,
+                Ok(Outcome::Killed) | Err(_) => Err(HeadReadError::Killed),
+            }
+        };
+        Ok(Load::Pending(Box::pin(parked)))
+    }
+
+    /// Reads bytes of a file under a revision, clipped to the file's size. Nobody has a say in it.
+    pub fn read_rev(&self, view: &FileView, offset: u64, len: usize) -> HeadRead {
+        self.load(view, offset, len)
+    }
+
+    fn load(&self, view: &FileView, offset: u64, len: usize) -> HeadRead {
+        match self.read(view, offset, len) {
+            Load::Ready(result) => Load::Ready(result.map_err(HeadReadError::from)),
+            Load::Pending(future) => {
+                Stats::add(&self.stats.pending_reads, 1);
+                Load::Pending(Box::pin(async { Ok(future.await?) }))
+            }
+        }
+    }
+
+    /// Loads on a thread that may wait for the disk.
+    async fn load_elsewhere(
+        self: Arc<Self>,
+        view: FileView,
+        offset: u64,
+        len: usize,
+    ) -> Result<ReadBuffer, HeadReadError> {
+        let runtime = self.options.runtime.clone();
+        let begun = runtime.spawn_blocking(move || self.load(&view, offset, len)).await;
+        match begun {
+            Ok(load) => load.wait().await,
+            Err(error) => {
+                let source = std::io::Error::other(error);
+                Err(ReadError::Io { object: "a parked READ".to_owned(), source }.into())
+            }
+        }
+    }
+
+    /// Lets one link pin what its client must not see. `wait` counts the acks.
+    fn ask_link(
+        self: &Arc<Self>,
+        link: &Arc<WatchLink>,
+        file: FileId,
+        revs: &[(BlockSpan, Tid)],
+        wait: WaitId,
+    ) -> Result<(), ReadError> {
+        loop {
+            let need = link.with(self, |state, _| {
+                let need = state.read_begin(file, revs, wait);
+                self.parked.add(wait, need.as_ref().map_or(0, |need| need.waits));
+                need
+            });
+            let Some(ReadNeed { at, serial, unknown, .. }) = need else { return Ok(()) };
+            if unknown.is_empty() {
+                return Ok(());
+            }
+            // Found without the link's mutex; it counts only if the watch does not move meanwhile (rule 5).
+            let targets = self.targets(file, at, &unknown)?;
+            let now = self.options.clock.monotonic();
+            let pinned = link.with(self, |state, actions| {
+                let pinned = state.read_pin(now, (file, serial), &targets, wait, actions);
+                self.parked.add(wait, pinned.unwrap_or(0));
+                pinned
+            });
+            if pinned.is_ok() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn targets(
+        &self,
+        file: FileId,
+        at: Tid,
+        blocks: &[BlockIndex],
+    ) -> Result<Vec<(BlockIndex, Tid)>, ReadError> {
+        let old = self.rev_file(file, at)?;
+        let mut targets = Vec::with_capacity(blocks.len());
+        let mut rest = blocks.iter().copied().peekable();
+        while let Some(first) = rest.next() {
+            let mut last = first;
+            while let Some(next) = rest.next_if(|block| last.next() == Some(*block)) {
+                last = next;
+            }
+            for (span, rev) in pins_at(&old, BlockSpan { first, last })? {
+                targets.extend(span.blocks().map(|block| (block, rev)));
+            }
+        }
+        Ok(targets)
+    }
+
+    /// READs that wait for acks.
+    pub fn parked_reads(&self) -> usize {
+        self.parked.count()
+    }
+
+    /// Watch links that are open, and watches on them.
+    pub fn watch_counts(&self) -> (usize, usize) {
+        (self.links.count(), self.links.watches())
+    }
+
+    /// Blocks that are tracked, and of how many files.
+    pub fn tracked_counts(&self) -> (u64, usize) {
+        self.tracking.counts()
+    }
+
+    fn is_victim(&self, thread: u32) -> bool {
+        let victims = self.victims.load();
+        if victims.is_empty() {
+            return false;
+        }
+        let pid = self.processes().ok().and_then(|processes| processes.pid_of(thread));
+        pid.is_some_and(|pid| victims.contains(&pid))
+    }
+
+    /// Clients that were killed.
+    pub fn kills(&self) -> u64 {
+        self.stats.kills.load(Ordering::Relaxed)
+    }
+}

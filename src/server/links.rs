@@ -1,0 +1,300 @@
+//! Watch links: who has which file open at which state, and what is done after a link's state changed.
+//!
+//! Invariant: no lock is held while another one of this module is taken, and none while a reply is sent. A watch is
+//! registered before its set-up looks at what was read, and is unregistered after it is gone, so a READ that tracked
+//! its blocks finds every watch that a set-up did not see these blocks for (rules 4, 9).
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use revfs_protocol::{FileId, Tid};
+
+use super::clients::ClientProcess;
+use super::{Server, Stats};
+use crate::watch::{Action, Link, LinkOptions, Serial};
+
+/// Number of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LinkId(pub u64);
+
+/// What a read of a link ends with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkRead {
+    /// Bytes; none: the end.
+    Bytes(Vec<u8>),
+    /// A signal waits for who reads.
+    Interrupted,
+}
+
+/// Takes what a read ended with.
+pub type LinkReply = Box<dyn FnOnce(LinkRead) + Send>;
+
+/// Why a write to a link is refused: it has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkOver;
+
+struct Reader {
+    thread: u32,
+    max: usize,
+    reply: LinkReply,
+}
+
+/// A watch link and who waits to read it.
+pub struct WatchLink {
+    pub(super) id: LinkId,
+    pub(super) process: Arc<dyn ClientProcess>,
+    // Rule 5: covers the state of each watch, the decision to pin, the pins and the frames. Nothing is sent, waited
+    // for or locked under it but the leaf locks of `parked`.
+    state: Mutex<State>,
+}
+
+struct State {
+    link: Link,
+    readers: VecDeque<Reader>,
+}
+
+impl std::fmt::Debug for WatchLink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WatchLink")
+            .field("id", &self.id)
+            .field("process", &self.process)
+            .finish_non_exhaustive()
+    }
+}
+
+impl WatchLink {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls `change` with the link, then does what follows from it.
+    pub(super) fn with<R>(
+        self: &Arc<Self>,
+        server: &Arc<Server>,
+        change: impl FnOnce(&mut Link, &mut Vec<Action>) -> R,
+    ) -> R {
+        let mut actions = Vec::new();
+        let result = change(&mut self.state().link, &mut actions);
+        server.do_link_actions(self, actions);
+        result
+    }
+
+    /// Whether a read of it is answered at once.
+    pub fn is_readable(&self) -> bool {
+        self.state().link.is_readable()
+    }
+
+    /// Threads that wait to read it.
+    pub(super) fn reading_threads(&self) -> Vec<u32> {
+        self.state().readers.iter().map(|reader| reader.thread).collect()
+    }
+
+    /// Ends the waiting reads of threads that `is_signalled` names.
+    pub(super) fn interrupt(&self, is_signalled: impl Fn(u32) -> bool) {
+        let threads: Vec<u32> =
+            self.reading_threads().into_iter().filter(|thread| is_signalled(*thread)).collect();
+        if threads.is_empty() {
+            return;
+        }
+        let mut ended = Vec::new();
+        let mut state = self.state();
+        for reader in std::mem::take(&mut state.readers) {
+            match threads.contains(&reader.thread) {
+                true => ended.push(reader),
+                false => state.readers.push_back(reader),
+            }
+        }
+        drop(state);
+        ended.into_iter().for_each(|reader| (reader.reply)(LinkRead::Interrupted));
+    }
+
+    /// Hands what is queued to who waits for it.
+    fn deliver(&self) {
+        loop {
+            let mut state = self.state();
+            if !state.link.is_readable() {
+                return;
+            }
+            let Some(reader) = state.readers.pop_front() else { return };
+            let bytes = state.link.read(reader.max);
+            drop(state);
+            (reader.reply)(LinkRead::Bytes(bytes));
+        }
+    }
+}
+
+/// All links of a server.
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    last: AtomicU64,
+    // Leaf lock.
+    open: Mutex<HashMap<LinkId, Arc<WatchLink>>>,
+    // Leaf lock: read by each READ of a file under head.
+    files: RwLock<HashMap<FileId, Registrations>>,
+}
+
+/// The watches of a file by the state that they work at.
+#[derive(Debug, Default)]
+struct Registrations {
+    by_at: BTreeSet<(Tid, LinkId, Serial)>,
+    at_of: HashMap<(LinkId, Serial), Tid>,
+}
+
+impl Links {
+    fn open(&self) -> MutexGuard<'_, HashMap<LinkId, Arc<WatchLink>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All that are open.
+    pub(super) fn all(&self) -> Vec<Arc<WatchLink>> {
+        self.open().values().cloned().collect()
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.open().len()
+    }
+
+    pub(super) fn register(&self, file: FileId, at: Tid, link: LinkId, serial: Serial) {
+        let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
+        let watches = files.entry(file).or_default();
+        watches.by_at.insert((at, link, serial));
+        watches.at_of.insert((link, serial), at);
+    }
+
+    pub(super) fn unregister(&self, file: FileId, link: LinkId, serial: Serial) {
+        let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(watches) = files.get_mut(&file) else { return };
+        if let Some(at) = watches.at_of.remove(&(link, serial)) {
+            watches.by_at.remove(&(at, link, serial));
+        }
+        if watches.by_at.is_empty() {
+            files.remove(&file);
+        }
+    }
+
+    /// The oldest state at which a file is watched.
+    pub(super) fn oldest_at(&self, file: FileId) -> Option<Tid> {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        files.get(&file)?.by_at.first().map(|(at, _, _)| *at)
+    }
+
+    /// Links that watch a file at a state before `rev`, each once.
+    pub(super) fn behind(&self, file: FileId, rev: Tid) -> Vec<Arc<WatchLink>> {
+        let ids: BTreeSet<LinkId> = {
+            let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+            let Some(watches) = files.get(&file) else { return Vec::new() };
+            let from = (rev, LinkId(0), Serial(0));
+            watches.by_at.range(..from).map(|(_, link, _)| *link).collect()
+        };
+        let open = self.open();
+        ids.iter().filter_map(|id| open.get(id).cloned()).collect()
+    }
+
+    /// Watches of all files.
+    pub(super) fn watches(&self) -> usize {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        files.values().map(|watches| watches.by_at.len()).sum()
+    }
+}
+
+impl Server {
+    /// Opens a watch link for the process of a thread.
+    ///
+    /// # Errors
+    /// Why that process cannot have one, with the remedy.
+    pub fn open_link(&self, thread: u32) -> Result<Arc<WatchLink>, String> {
+        let process = self.processes()?.client_of(thread)?;
+        let id = LinkId(self.links.last.fetch_add(1, Ordering::Relaxed) + 1);
+        let options = LinkOptions { pin_timeout: self.options.pin_timeout, ..LinkOptions::default() };
+        let state = Mutex::new(State { link: Link::new(options), readers: VecDeque::new() });
+        let link = Arc::new(WatchLink { id, process, state });
+        self.links.open().insert(id, Arc::clone(&link));
+        self.wake_watchdog();
+        Stats::add(&self.stats.links_opened, 1);
+        Ok(link)
+    }
+
+    /// Reads at most `max` bytes of a link; `reply` is called when there are some, maybe before this returns.
+    pub fn read_link(&self, link: &Arc<WatchLink>, thread: u32, max: usize, reply: LinkReply) {
+        link.state().readers.push_back(Reader { thread, max, reply });
+        link.deliver();
+    }
+
+    /// Bytes that a thread wrote to a link.
+    ///
+    /// # Errors
+    /// [`LinkOver`].
+    pub fn write_link(
+        self: &Arc<Self>,
+        link: &Arc<WatchLink>,
+        thread: u32,
+        bytes: &[u8],
+    ) -> Result<(), LinkOver> {
+        let processes = self.processes().map_err(|_| LinkOver)?;
+        let is_foreign = || processes.pid_of(thread) != Some(link.process.pid());
+        // It counts for `watch` only, and the answer costs as much as an ack.
+        let mut foreign = bytes.contains(&b'w').then(is_foreign);
+        let mut actions = Vec::new();
+        loop {
+            let mut state = link.state();
+            if state.link.is_over() || state.link.is_faulted() {
+                return Err(LinkOver);
+            }
+            if state.link.has_half_frame() && foreign.is_none() {
+                drop(state);
+                foreign = Some(is_foreign());
+                continue;
+            }
+            let now = self.options.clock.monotonic();
+            state.link.write(now, bytes, foreign.unwrap_or(true), &mut actions);
+            break;
+        }
+        self.do_link_actions(link, actions);
+        Ok(())
+    }
+
+    /// The last descriptor of a link was closed.
+    pub fn close_link(self: &Arc<Self>, link: &Arc<WatchLink>) {
+        let now = self.options.clock.monotonic();
+        link.with(self, |state, actions| state.closed(now, actions));
+        // One at fault stays until its process is dead, for the READs that wait for it.
+        if link.state().link.is_over() {
+            self.forget_link(link);
+        }
+    }
+
+    fn forget_link(&self, link: &WatchLink) {
+        self.links.open().remove(&link.id);
+        self.setups.forget(link.id);
+    }
+
+    /// Ends all links with `0 error: <why>`.
+    pub fn close_links(self: &Arc<Self>, why: &str) {
+        for link in self.links.all() {
+            link.with(self, |state, actions| state.close(why, actions));
+        }
+    }
+
+    /// The process of a link is dead.
+    pub(super) fn bury(self: &Arc<Self>, link: &Arc<WatchLink>) {
+        link.with(self, Link::dead);
+        self.forget_link(link);
+    }
+
+    fn do_link_actions(self: &Arc<Self>, link: &Arc<WatchLink>, actions: Vec<Action>) {
+        let mut readable = false;
+        for action in actions {
+            match action {
+                Action::Readable => readable = true,
+                Action::Setup(request) => self.setup_asked(link, request),
+                Action::Release(wait) => self.parked.release(wait),
+                Action::Unregister { file, serial } => self.links.unregister(file, link.id, serial),
+                Action::Kill(fault) => self.accuse(link, fault),
+            }
+        }
+        if readable {
+            link.deliver();
+        }
+    }
+}

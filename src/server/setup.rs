@@ -1,0 +1,205 @@
+//! Set-ups of watches: from "as of `at`" to the blocks that the client has to map elsewhere.
+//!
+//! Invariant: a set-up goes on only when `head/at` is there (rule 8); whatever can fail comes before the move (rule
+//! 11); the published head is loaded after the watch is registered (rule 9). A set-up holds no lock but for moments,
+//! and no thread that serves the kernel.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use revfs_protocol::{BlockCount, BlockIndex, BlockSpan, FileId, Tid};
+
+use super::links::{LinkId, WatchLink};
+use super::{FileView, Server};
+use crate::store::{ReadError, ReadTxn};
+use crate::watch::{MovedFrom, SetupRequest, SetupStart};
+
+/// Blocks that are looked up at once.
+const BLOCKS_STEP: u64 = 1 << 16;
+/// Most runs of blocks that a watch may begin with pinned.
+const PINS_MAX: usize = 1 << 20;
+
+/// Set-ups that wait for `head/at`.
+#[derive(Debug, Default)]
+pub(super) struct Setups {
+    // Leaf lock.
+    waiting: Mutex<BTreeMap<Tid, Vec<Waiting>>>,
+}
+
+type Waiting = (Arc<WatchLink>, SetupRequest);
+
+impl Setups {
+    /// A link is gone, and nobody waits for its set-ups.
+    pub(super) fn forget(&self, link: LinkId) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.retain(|_, requests| {
+            requests.retain(|(of, _)| of.id != link);
+            !requests.is_empty()
+        });
+    }
+}
+
+/// What a watch begins with.
+struct Prepared {
+    pins: Vec<(BlockSpan, Tid)>,
+    /// Size of the file at `at`, bytes.
+    size: u64,
+    /// What `pins` was found with.
+    head: Tid,
+    tracked: u64,
+}
+
+/// Why a set-up is refused.
+#[derive(Debug, thiserror::Error)]
+enum SetupError {
+    #[error("file not yet known to wcfs or is not a ZBigFile")]
+    Unknown,
+    #[error("file epoch detected @{rev} in between (at,head=@{head}]")]
+    Epoch { rev: Tid, head: Tid },
+    #[error("too many pins: {count} > {PINS_MAX}; watch a later state")]
+    TooManyPins { count: usize },
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+impl Server {
+    /// A client asked for a set-up.
+    pub(super) fn setup_asked(self: &Arc<Self>, link: &Arc<WatchLink>, request: SetupRequest) {
+        let mut waiting = self.setups.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.entry(request.at).or_default().push((Arc::clone(link), request));
+        drop(waiting);
+        // After it is in the list: else `head/at` might come by in between.
+        self.start_setups();
+    }
+
+    /// Starts all set-ups that `head/at` has reached.
+    pub(super) fn start_setups(self: &Arc<Self>) {
+        let shown = self.shown();
+        let ready = {
+            let mut waiting = self.setups.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let later = shown.next().map(|next| waiting.split_off(&next)).unwrap_or_default();
+            std::mem::replace(&mut *waiting, later)
+        };
+        for (link, request) in ready.into_values().flatten() {
+            let server = Arc::clone(self);
+            drop(self.options.runtime.spawn_blocking(move || server.set_up(&link, request)));
+        }
+    }
+
+    fn set_up(self: &Arc<Self>, link: &Arc<WatchLink>, request: SetupRequest) {
+        let SetupRequest { file, at, serial, .. } = request;
+        if link.with(self, |state, actions| state.setup_start(&request, actions)) == SetupStart::Over {
+            return;
+        }
+        let prepared = match self.prepare(file, at) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                if let SetupError::Read(cause) = &error {
+                    log::error!("cannot set up a watch of file {file} @{at}: {cause}");
+                }
+                let why = error.to_string();
+                return link.with(self, |state, actions| state.setup_refuse(&request, &why, actions));
+            }
+        };
+        self.links.register(file, at, link.id, serial);
+        let Some(MovedFrom(before)) = link.with(self, |state, _| state.setup_move(&request, prepared.size))
+        else {
+            return self.links.unregister(file, link.id, serial);
+        };
+        if let Some(before) = before {
+            self.links.unregister(file, link.id, before);
+        }
+        let pins = self.pins_now(file, at, prepared);
+        let now = self.options.clock.monotonic();
+        link.with(self, |state, actions| state.setup_pin(now, &request, &pins, actions));
+    }
+
+    fn prepare(&self, file: FileId, at: Tid) -> Result<Prepared, SetupError> {
+        let tracked = self.tracking.version(file);
+        let view = match self.head_file(file) {
+            Err(ReadError::NoSuchFile { .. }) => return Err(SetupError::Unknown),
+            view => view?,
+        };
+        let head = view.txn.at();
+        if let Some(rev) = view.meta.deleted {
+            return Err(if rev <= at { SetupError::Unknown } else { SetupError::Epoch { rev, head } });
+        }
+        if view.meta.created > at {
+            return Err(SetupError::Epoch { rev: view.meta.created, head });
+        }
+        let old = self.rev_file(file, at)?;
+        let pins = self.initial_pins(&view, &old)?;
+        if pins.len() > PINS_MAX {
+            return Err(SetupError::TooManyPins { count: pins.len() });
+        }
+        Ok(Prepared { pins, size: old.meta.size, head, tracked })
+    }
+
+    /// What the watch, which is registered now, begins with. Nothing may fail any more.
+    fn pins_now(&self, file: FileId, at: Tid, prepared: Prepared) -> Vec<(BlockSpan, Tid)> {
+        // Blocks first, then the head: a block that is read later finds the watch.
+        let tracked = self.tracking.version(file);
+        let again = || -> Result<Vec<(BlockSpan, Tid)>, ReadError> {
+            let view = self.head_file(file)?;
+            if view.txn.at() == prepared.head && tracked == prepared.tracked {
+                return Ok(prepared.pins);
+            }
+            self.initial_pins(&view, &self.rev_file(file, at)?)
+        };
+        again().unwrap_or_else(|error| {
+            // Every block as of `at` is always right: any revision in which it does not change up to `at` is.
+            log::warn!("all blocks of file {file} that were read are pinned @{at}: {error}");
+            self.tracking.spans(file).into_iter().map(|span| (span, at)).collect()
+        })
+    }
+
+    /// Blocks that were read and changed between `old` and `head`, each with its revision at `old`.
+    fn initial_pins(&self, head: &FileView, old: &FileView) -> Result<Vec<(BlockSpan, Tid)>, ReadError> {
+        let mut pins = Vec::new();
+        if head.meta.rev <= old.txn.at() {
+            return Ok(pins);
+        }
+        for span in self.tracking.spans(head.meta.file) {
+            for (changed, rev) in revs_of(&head.txn, head.meta.file, span)? {
+                if rev > old.txn.at() {
+                    pins.extend(pins_at(old, changed)?);
+                }
+            }
+        }
+        Ok(pins)
+    }
+}
+
+/// Blocks of a file with the tid at which each changed last, as runs in order.
+pub(super) fn revs_of(
+    txn: &ReadTxn,
+    file: FileId,
+    span: BlockSpan,
+) -> Result<Vec<(BlockSpan, Tid)>, ReadError> {
+    let mut revs: Vec<(BlockSpan, Tid)> = Vec::new();
+    let mut first = span.first.raw();
+    while first <= span.last.raw() {
+        let count = (span.last.raw() - first).saturating_add(1).min(BLOCKS_STEP);
+        for run in txn.blocks(file, BlockIndex::new(first), BlockCount::new(count))? {
+            let last = BlockIndex::new(run.first.raw() + (run.count - 1));
+            match revs.last_mut() {
+                Some((before, rev)) if *rev == run.rev && before.last.next() == Some(run.first) => {
+                    before.last = last
+                }
+                _ => revs.push((BlockSpan { first: run.first, last }, run.rev)),
+            }
+        }
+        first += count;
+    }
+    Ok(revs)
+}
+
+/// Where a client at the state of `old` finds blocks of the file. A block that was never written then is as it was
+/// when the file was created.
+pub(super) fn pins_at(old: &FileView, span: BlockSpan) -> Result<Vec<(BlockSpan, Tid)>, ReadError> {
+    let mut pins = revs_of(&old.txn, old.meta.file, span)?;
+    for (_, rev) in &mut pins {
+        *rev = (*rev).max(old.meta.created);
+    }
+    Ok(pins)
+}

@@ -1,0 +1,190 @@
+//! The watchdog: pins that are overdue, clients that are to die, threads that wait to be interrupted.
+//!
+//! Invariant: nobody is signalled but a process that broke the protocol on a pin that it owed at that moment (rule
+//! 16), and its pins count as done only when it is really dead. From the first signal on all its READs fail, for it
+//! cannot die in a page fault that is not answered. fuser does not hear the kernel's interrupts, so this thread looks
+//! for signals that wait for who reads a link or waits in a READ.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::links::WatchLink;
+use super::{Server, Stats};
+use crate::watch::Fault;
+
+/// Time between looks, at most, while there is anything to look at.
+const INTERVAL: Duration = Duration::from_millis(50);
+/// While somebody is to die.
+const INTERVAL_KILLING: Duration = Duration::from_millis(5);
+/// Looking for signals may take this part of the time.
+const LOOKING_SHARE: u32 = 50;
+/// An unkillable process is told about this often.
+const COMPLAIN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Clients that are to die.
+#[derive(Debug, Default)]
+pub(super) struct Victims {
+    // Leaf lock.
+    accused: Mutex<Vec<Accused>>,
+}
+
+#[derive(Debug)]
+struct Accused {
+    link: Arc<WatchLink>,
+    fault: Fault,
+    since: Duration,
+    step: Step,
+}
+
+/// How far a kill has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// It may be ending by itself.
+    Grace,
+    /// SIGBUS was sent, then.
+    Bus(Duration),
+    /// SIGKILL was sent, then; or it was complained about.
+    Kill(Duration),
+}
+
+impl Server {
+    /// A client broke the protocol.
+    pub(super) fn accuse(&self, link: &Arc<WatchLink>, fault: Fault) {
+        let since = self.options.clock.monotonic();
+        let accused = Accused { link: Arc::clone(link), fault, since, step: Step::Grace };
+        self.to_kill.accused.lock().unwrap_or_else(PoisonError::into_inner).push(accused);
+        self.wake_watchdog();
+    }
+
+    fn prosecute(self: &Arc<Self>) {
+        let mut accused = {
+            let mut list = self.to_kill.accused.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *list)
+        };
+        if accused.is_empty() {
+            return;
+        }
+        let now = self.options.clock.monotonic();
+        accused.retain_mut(|accused| !self.prosecute_one(accused, now));
+        let mut list = self.to_kill.accused.lock().unwrap_or_else(PoisonError::into_inner);
+        list.extend(accused);
+        let left: Vec<u32> =
+            list.iter().filter(|a| a.step != Step::Grace).map(|a| a.link.process.pid()).collect();
+        drop(list);
+        self.victims.store(Arc::new(left));
+    }
+
+    /// One step. `true`: it is over.
+    fn prosecute_one(self: &Arc<Self>, accused: &mut Accused, now: Duration) -> bool {
+        let process = &accused.link.process;
+        let pid = process.pid();
+        if process.is_gone() {
+            if accused.step != Step::Grace {
+                log::warn!("process {pid} is dead");
+                Stats::add(&self.stats.kills, 1);
+            }
+            self.bury(&accused.link);
+            return true;
+        }
+        let told = |result: Result<(), String>| {
+            if let Err(error) = result {
+                log::error!("cannot signal process {pid}: {error}");
+            }
+        };
+        let timeout = self.options.pin_timeout;
+        match accused.step {
+            Step::Grace if now.saturating_sub(accused.since) >= accused.fault.grace => {
+                log::warn!(
+                    "process {pid} broke the isolation protocol and is killed: {}",
+                    accused.fault.cause
+                );
+                self.condemn(pid);
+                told(process.send_bus());
+                accused.step = Step::Bus(now);
+            }
+            Step::Bus(then) if now.saturating_sub(then) >= timeout / 6 => {
+                self.condemn(pid);
+                told(process.send_kill());
+                accused.step = Step::Kill(now);
+            }
+            Step::Kill(then) if now.saturating_sub(then) >= COMPLAIN_INTERVAL => {
+                log::error!(
+                    "process {pid} does not die; reads of blocks that it has pinned wait: look at its state"
+                );
+                self.condemn(pid);
+                accused.step = Step::Kill(now);
+            }
+            Step::Grace | Step::Bus(_) | Step::Kill(_) => {}
+        }
+        false
+    }
+
+    /// From now on all READs of the process fail, and those that are parked do now.
+    fn condemn(&self, pid: u32) {
+        let mut victims = Vec::clone(&self.victims.load());
+        if !victims.contains(&pid) {
+            victims.push(pid);
+            self.victims.store(Arc::new(victims));
+        }
+        if let Ok(processes) = self.processes() {
+            self.parked.end_of(|thread| processes.pid_of(thread) == Some(pid));
+        }
+    }
+
+    /// Ends reads and READs of threads that a signal waits for.
+    fn interrupt_signalled(&self) {
+        let Ok(processes) = self.processes() else { return };
+        for link in self.links.all() {
+            link.interrupt(|thread| processes.is_signalled(thread));
+        }
+        self.parked.end_of(|thread| processes.is_dying(thread));
+    }
+}
+
+/// Watches until the server stops.
+pub(super) fn run(server: &Arc<Server>) {
+    let mut look_at = Duration::ZERO;
+    while rest(server) {
+        let now = server.options.clock.monotonic();
+        for link in server.links.all() {
+            link.with(server, |state, actions| state.tick(now, actions));
+        }
+        server.prosecute();
+        if now >= look_at {
+            server.interrupt_signalled();
+            let took = server.options.clock.monotonic().saturating_sub(now);
+            look_at = now + INTERVAL.max(took * LOOKING_SHARE);
+        }
+    }
+}
+
+/// Waits until it is time to look again; while nothing is to be looked after, until that changes. `false`: the server
+/// stops.
+fn rest(server: &Server) -> bool {
+    let queue = server.queue.lock().unwrap_or_else(PoisonError::into_inner);
+    if queue.stopping {
+        return false;
+    }
+    let killing = !server.to_kill.accused.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+    let queue = if killing || server.links.count() > 0 {
+        let interval = if killing { INTERVAL_KILLING } else { INTERVAL };
+        server
+            .watchdog_moved
+            .wait_timeout(queue, interval)
+            .map(|(queue, _)| queue)
+            .unwrap_or_else(|poisoned| poisoned.into_inner().0)
+    } else {
+        server.watchdog_moved.wait(queue).unwrap_or_else(PoisonError::into_inner)
+    };
+    !queue.stopping
+}
+
+impl Server {
+    /// There is something to look after.
+    pub(super) fn wake_watchdog(&self) {
+        // Under the lock: else it may come between the watchdog's last look and its sleep.
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        self.watchdog_moved.notify_all();
+        drop(queue);
+    }
+}

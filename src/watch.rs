@@ -1,0 +1,75 @@
+//! The isolation protocol as a state machine: frames, acks and time in, actions out.
+//!
+//! One [`Link`] is one open of `head/watch`. Whoever holds it in a mutex calls it with what happened, lets the mutex
+//! go, and then does what the [`Action`]s say. Rule numbers in comments are those of "The head without a
+//! stop-the-world lock" in ARCHITECTURE.md.
+//!
+//! Invariant: frames leave in the order in which the state changed (rule 5), a block has at most one pin on its way
+//! and one newest target behind it (rule 7), and pin ids are never used again (rule 13). Left out on purpose: I/O,
+//! a clock, and the question which blocks changed; all of these come as arguments.
+
+mod link;
+mod outbox;
+mod pins;
+mod read;
+mod setup;
+
+pub use link::{Link, LinkOptions};
+pub use read::{Moved, ReadNeed};
+pub use setup::{MovedFrom, SetupRequest, SetupStart};
+
+use std::time::Duration;
+
+use revfs_protocol::{FileId, Tid};
+
+/// A READ that waits for acks; the number is the server's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WaitId(pub u64);
+
+/// A registration of a watch; unique within its link. Each set-up has its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Serial(pub u64);
+
+/// What is to be done after the link's mutex is let go, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// There is something to read, or nothing will come any more.
+    Readable,
+    /// Begin this set-up, once `head/at` is there.
+    Setup(SetupRequest),
+    /// This READ waits for one block less.
+    Release(WaitId),
+    /// The watch under this registration is gone.
+    Unregister {
+        /// Its file.
+        file: FileId,
+        /// Its registration.
+        serial: Serial,
+    },
+    /// The client broke the protocol on a pin that it owes: see that it dies, then call [`Link::dead`].
+    Kill(Fault),
+}
+
+/// How a client broke the protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// For the log and the client.
+    pub cause: String,
+    /// It may just be ending by itself: give it this long before the first signal.
+    pub grace: Duration,
+}
+
+/// What was done to one watch, for who counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkStats {
+    /// Watches that are set up.
+    pub watches: usize,
+    /// The oldest state that is watched.
+    pub oldest_at: Option<Tid>,
+    /// Blocks that the client maps, or is told to map, at a revision.
+    pub pinned: usize,
+    /// Pins that are sent or queued and not acked.
+    pub owed: usize,
+    /// Pins queued since the link was opened, unpins included.
+    pub pins: u64,
+}

@@ -1,0 +1,130 @@
+//! Isolation through a real mount: clients that map head and say as of which revision they work.
+//!
+//! Invariant: what is expected of the wire is written down frame by frame. A test that could be killed by the server
+//! as a faulty client does its faults in a process of its own.
+
+#![allow(clippy::unwrap_used)] // a failed step is a failed test
+
+#[path = "isolation/link.rs"]
+mod link;
+#[path = "common/live.rs"]
+mod live;
+
+use std::fs;
+
+use link::{Movable, WatchFile, file_id, read};
+use live::{Live, Place, no_fuse};
+
+const BLOCK: usize = 64 << 10;
+
+/// Bytes of a file whose blocks are each filled with one value.
+fn filled(values: &[u8]) -> Vec<u8> {
+    values.iter().flat_map(|value| vec![*value; BLOCK]).collect()
+}
+
+/// Commits a file `a` of such blocks.
+fn commit(place: &Place, values: &[u8]) -> String {
+    fs::write(place.path("source"), filled(values)).unwrap();
+    place.ok(&["commit", "s", "a=source", "--block-size", "64K"])
+}
+
+/// Commits and waits until head shows it.
+fn commit_shown(place: &Place, live: &Live, values: &[u8]) -> String {
+    let tid = commit(place, values);
+    live.wait(&tid);
+    tid
+}
+
+#[test]
+fn a_watched_mapping_keeps_its_revision_while_others_see_the_newest() {
+    if no_fuse("a_watched_mapping_keeps_its_revision") {
+        return;
+    }
+    let place = Place::new();
+    let t1 = commit(&place, &[1, 1, 1, 1]);
+    let live = place.mount();
+    assert_eq!(
+        read(live.root(), "head", "a"),
+        filled(&[1, 1, 1, 1]),
+        "all of it is read, so all may be pinned"
+    );
+    let file = file_id(&live.head("a"));
+    let map = Movable::new(live.root(), "a", BLOCK, 4);
+    let mut link = WatchFile::open(live.root());
+    assert_eq!(link.ask(&format!("1 watch {file} @{t1}")), "1 ok");
+    let t2 = commit_shown(&place, &live, &[1, 2, 1, 2]);
+    std::thread::scope(|scope| {
+        // A page fault of this process waits until this process has mapped the block elsewhere.
+        let faulting = scope.spawn(|| map.first_byte(1));
+        let pin = link.hear();
+        assert_eq!(pin, format!("2 pin {file} #1 @{t1}"));
+        assert!(!faulting.is_finished());
+        link.say(&map.obey(&pin));
+        assert_eq!(faulting.join().unwrap(), 1, "as of @{t1}");
+    });
+    let (all, pin) = std::thread::scope(|scope| {
+        let reading = scope.spawn(|| read(live.root(), "head", "a"));
+        let pin = link.hear();
+        link.say(&map.obey(&pin));
+        (reading.join().unwrap(), pin)
+    });
+    assert_eq!(pin, format!("4 pin {file} #3 @{t1}"));
+    assert_eq!(all, filled(&[1, 2, 1, 2]), "who does not watch sees @{t2}");
+    assert_eq!((0..4).map(|block| map.first_byte(block)).collect::<Vec<_>>(), [1, 1, 1, 1]);
+    // Moving on takes the pins back, and then says so.
+    link.say(&format!("3 watch {file} @{t2}"));
+    for stream in [6, 8] {
+        let unpin = link.hear();
+        assert!(unpin.starts_with(&format!("{stream} pin {file} #")) && unpin.ends_with(" @head"), "{unpin}");
+        link.say(&map.obey(&unpin));
+    }
+    assert_eq!(link.hear(), "3 ok");
+    assert_eq!((0..4).map(|block| map.first_byte(block)).collect::<Vec<_>>(), [1, 2, 1, 2]);
+    link.say("5 bye");
+    assert_eq!(link.hear(), "");
+    // Else the mount is busy.
+    drop((map, link));
+    place.ok(&["umount", "m"]);
+    place.expect_nothing_left();
+}
+
+#[test]
+fn a_set_up_pins_what_was_read_and_changed_and_nothing_else() {
+    if no_fuse("a_set_up_pins_what_was_read_and_changed") {
+        return;
+    }
+    let place = Place::new();
+    let t1 = commit(&place, &[1, 1, 1, 1, 1, 1]);
+    let live = place.mount();
+    let file = file_id(&live.head("a"));
+    let map = Movable::new(live.root(), "a", BLOCK, 6);
+    let page = |block: usize| {
+        let opened = fs::File::open(live.head("a")).unwrap();
+        rustix::fs::fadvise(&opened, 0, None, rustix::fs::Advice::Random).unwrap();
+        let mut byte = [0];
+        std::os::unix::fs::FileExt::read_exact_at(&opened, &mut byte, (block * BLOCK) as u64).unwrap();
+    };
+    page(1);
+    page(4);
+    let t2 = commit_shown(&place, &live, &[1, 2, 2, 1, 1, 2]);
+    let mut link = WatchFile::open(live.root());
+    // Blocks 2 and 5 changed too, but nobody has read them, and block 4 was read and did not change.
+    let pin = link.ask(&format!("1 watch {file} @{t1}"));
+    assert_eq!(pin, format!("2 pin {file} #1 @{t1}"));
+    link.say(&map.obey(&pin));
+    assert_eq!(link.hear(), "1 ok");
+    assert_eq!(link.ask(&format!("3 watch {file} @{t1}")), "3 ok", "no pin twice");
+    assert_eq!(
+        link.ask("5 watch 00000000000000ff @0000000000000000"),
+        "5 error setup watch f00000000000000ff @0000000000000000: file not yet known to wcfs or is not a ZBigFile"
+    );
+    let unpin = link.ask(&format!("7 watch {file} @{t2}"));
+    assert_eq!(unpin, format!("4 pin {file} #1 @head"));
+    link.say(&map.obey(&unpin));
+    assert_eq!(link.hear(), "7 ok");
+    assert_eq!(
+        link.ask(&format!("9 watch {file} @{t1}")),
+        format!("9 error setup watch f{file} @{t1}: going back in history is forbidden")
+    );
+    assert_eq!(link.ask(&format!("11 watch {file} -")), "11 ok");
+}
