@@ -73,3 +73,6 @@ pub struct LinkStats {
     /// Pins queued since the link was opened, unpins included.
     pub pins: u64,
 }
+
+#[cfg(test)]
+mod tests;
