@@ -39,7 +39,7 @@ impl StreamKind {
     pub const fn of(stream: u64) -> StreamKind {
         match stream {
             CONTROL_STREAM => StreamKind::Control,
-            _ if stream % 2 == 0 => StreamKind::Server,
+            _ if stream.is_multiple_of(2) => StreamKind::Server,
             _ => StreamKind::Client,
         }
     }
