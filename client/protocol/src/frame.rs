@@ -212,3 +212,121 @@ impl fmt::Debug for FrameText {
         write!(f, "FrameText({})", Quoted(self))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn error_of(line: &[u8]) -> FrameError {
+        Frame::parse(line).unwrap_err()
+    }
+
+    #[test]
+    fn a_frame_is_a_stream_and_a_message() {
+        for (line, stream, message) in [
+            (&b"1 bye"[..], 1, &b"bye"[..]),
+            (b"0 error: a b", 0, b"error: a b"),
+            (b"18446744073709551615 ", u64::MAX, b""),
+            (b"007  x", 7, b" x"),
+        ] {
+            assert_eq!(Frame::parse(line), Ok(Frame { stream, message }));
+        }
+    }
+
+    #[test]
+    fn what_is_no_frame_is_refused_in_the_words_of_wcfs() {
+        for (line, shown) in [
+            (&b"zzz hello"[..], r#"invalid frame: "zzz hello\n" (invalid stream)"#),
+            (b"hello", r#"invalid frame: "hello\n""#),
+            (b"", r#"invalid frame: "\n""#),
+            (b" x", r#"invalid frame: " x\n" (invalid stream)"#),
+            (b"+1 x", r#"invalid frame: "+1 x\n" (invalid stream)"#),
+            (b"-1 x", r#"invalid frame: "-1 x\n" (invalid stream)"#),
+            (b"1_0 x", r#"invalid frame: "1_0 x\n" (invalid stream)"#),
+            (b"18446744073709551616 x", r#"invalid frame: "18446744073709551616 x\n" (invalid stream)"#),
+            (b"\xff \"", r#"invalid frame: "\xff \"\n" (invalid stream)"#),
+        ] {
+            assert_eq!(error_of(line).to_string(), shown);
+            assert_eq!(&*error_of(line).to_frame(), format!("0 error: {shown}\n").as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_long_line_is_quoted_in_part_and_keeps_what_is_wrong_with_it() {
+        let frame = error_of(&[&[b'x'; 200][..], b" y"].concat()).to_frame();
+        let text = str::from_utf8(&frame).unwrap();
+        assert_eq!(text.len(), FRAME_BYTES_MAX);
+        assert!(text.starts_with("0 error: invalid frame: \"xxx"), "{text}");
+        assert!(text.ends_with("xxx\"... (invalid stream)\n"), "{text}");
+        let frame = error_of(&[0; 200]).to_frame();
+        let text = str::from_utf8(&frame).unwrap();
+        assert!(text.ends_with("\\x00\"...\n"), "an escape is not cut: {text}");
+    }
+
+    #[test]
+    fn streams_are_odd_for_clients_and_even_for_servers() {
+        let kinds = [0, 1, 2, 3, u64::MAX - 1, u64::MAX].map(StreamKind::of);
+        use StreamKind::{Client, Control, Server};
+        assert_eq!(kinds, [Control, Client, Server, Client, Server, Client]);
+        assert_eq!(StreamKind::of(CONTROL_STREAM), Control);
+        assert_eq!(StreamKind::of(FIRST_CLIENT_STREAM), Client);
+        assert_eq!(StreamKind::of(FIRST_SERVER_STREAM), Server);
+    }
+
+    #[test]
+    fn ids_are_sixteen_digits_of_either_case() {
+        assert_eq!(parse_hex(b"0123456789abcdef"), Some(0x0123_4567_89ab_cdef));
+        assert_eq!(parse_hex(b"0123456789ABCDEF"), Some(0x0123_4567_89ab_cdef));
+        for digits in [&b""[..], b"0", b"0123456789abcde", b"0123456789abcdef0", b"+123456789abcdef"] {
+            assert_eq!(parse_hex(digits), None);
+        }
+    }
+
+    #[test]
+    fn a_text_is_cut_between_characters_and_stays_one_line() {
+        for (text, expected) in [
+            ("a\nb\tc\x1b\u{85}d".to_owned(), "a b c  d\n".to_owned()),
+            ("x".repeat(119), "x".repeat(119) + "\n"),
+            ("x".repeat(120), "x".repeat(119) + "\n"),
+            ("x".repeat(118) + "\u{e9}z", "x".repeat(118) + "\n"),
+            ("x".repeat(117) + "\u{e9}z", "x".repeat(117) + "\u{e9}\n"),
+            (String::new(), "\n".to_owned()),
+        ] {
+            let frame = FrameText::print(format_args!("{text}"));
+            assert_eq!(str::from_utf8(&frame).unwrap(), expected);
+            assert_eq!(frame.line(), &expected.as_bytes()[..expected.len() - 1]);
+            assert_eq!(frame, FrameText::print(format_args!("{}", expected.trim_end())));
+        }
+        let parts = FrameText::print(format_args!("{}{}", "x".repeat(118) + "\u{e9}", "after"));
+        assert_eq!(&*parts, ("x".repeat(118) + "\n").as_bytes(), "nothing follows what was cut");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(line: Vec<u8>, near in "[0-9]{0,21} ?[a-z]{0,9}") {
+            for line in [&line[..], near.as_bytes()] {
+                match Frame::parse(line) {
+                    Ok(frame) => {
+                        let stream = frame.stream.to_string();
+                        let digits = &line[..line.len() - frame.message.len() - 1];
+                        prop_assert!(str::from_utf8(digits).unwrap().trim_start_matches('0') == stream.trim_start_matches('0'));
+                    }
+                    Err(error) => {
+                        let frame = error.to_frame();
+                        prop_assert!(frame.len() <= FRAME_BYTES_MAX);
+                        prop_assert_eq!(frame.iter().filter(|byte| **byte == b'\n').count(), 1);
+                        prop_assert!(Frame::parse(frame.line()).unwrap().message.starts_with(b"error: invalid frame: \""));
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn any_text_gives_one_line_that_fits(text in "\\PC{0,200}|.{0,200}") {
+            let frame = FrameText::print(format_args!("{text}"));
+            prop_assert!(frame.len() <= FRAME_BYTES_MAX && frame.ends_with(b"\n"));
+            prop_assert!(str::from_utf8(frame.line()).unwrap().chars().all(|c| !c.is_control()));
+        }
+    }
+}

@@ -282,3 +282,184 @@ fn parse_reply(message: &[u8]) -> Option<ServerMessage<'_>> {
 fn text_of(bytes: &[u8]) -> &str {
     bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{FRAME_BYTES_MAX, Frame, LineBuffer};
+    use proptest::prelude::*;
+
+    const FILE: FileId = FileId::from_raw(0x2a);
+    const REV: Tid = Tid::from_raw(0x03ca_a842_75fc_1166);
+
+    fn span(first: u64, last: u64) -> BlockSpan {
+        BlockSpan::new(BlockIndex::new(first), BlockIndex::new(last)).unwrap()
+    }
+
+    fn shown(message: &ServerMessage<'_>, stream: u64) -> String {
+        String::from_utf8(message.to_frame(stream).to_vec()).unwrap()
+    }
+
+    #[test]
+    fn messages_look_as_the_protocol_says() {
+        let pin = |blocks, to| ServerMessage::Pin { file: FILE, blocks, to };
+        let ok = |size, range, size_granted| ServerMessage::Ok(OkReply { size, range, size_granted });
+        for (message, stream, expected) in [
+            (pin(span(7, 7), PinTo::Rev(REV)), 2, "2 pin 000000000000002a #7 @03caa84275fc1166\n"),
+            (pin(span(3, 9), PinTo::Head), 4, "4 pin 000000000000002a #3-9 @head\n"),
+            (ok(None, false, false), 1, "1 ok\n"),
+            (ok(Some(123), false, false), 3, "3 ok size=123\n"),
+            (ok(None, true, true), 1, "1 ok range size\n"),
+            (ok(Some(0), true, true), 1, "1 ok range size size=0\n"),
+            (ServerMessage::Error("bad watch: invalid at"), 5, "5 error bad watch: invalid at\n"),
+            (ServerMessage::Closing(Closing::Error("unexpected EOF")), 0, "0 error: unexpected EOF\n"),
+            (ServerMessage::Closing(Closing::Fatal("pin #7 @head: x")), 0, "0 fatal: pin #7 @head: x\n"),
+        ] {
+            assert_eq!(shown(&message, stream), expected);
+            let line = expected.trim_end().as_bytes();
+            let frame = Frame::parse(line).unwrap();
+            assert_eq!(frame.stream, stream);
+            assert_eq!(ServerMessage::parse(stream, frame.message), Ok(message));
+        }
+        assert_eq!(Closing::Error("x").to_frame(), ServerMessage::Closing(Closing::Error("x")).to_frame(0));
+    }
+
+    #[test]
+    fn the_longest_pin_and_reply_are_not_cut() {
+        let all = BlockSpan { first: BlockIndex::new(u64::MAX - 1), last: BlockIndex::new(u64::MAX) };
+        let pin =
+            ServerMessage::Pin { file: FileId::from_raw(u64::MAX), blocks: all, to: PinTo::Rev(Tid::MAX) };
+        let ok = ServerMessage::Ok(OkReply { size: Some(u64::MAX), range: true, size_granted: true });
+        for (message, stream) in [(pin, u64::MAX - 1), (ok, u64::MAX)] {
+            let text = shown(&message, stream);
+            assert_eq!(text, format!("{stream} {message}\n"));
+            assert!(text.len() < FRAME_BYTES_MAX, "a text that is cut fills the frame");
+        }
+    }
+
+    #[test]
+    fn what_is_no_pin_is_refused() {
+        for message in [
+            "pin",
+            "pin ",
+            "pin 2a #7 @head",
+            "pin 000000000000002a 7 @head",
+            "pin 000000000000002a # @head",
+            "pin 000000000000002a #+7 @head",
+            "pin 000000000000002a #-7 @head",
+            "pin 000000000000002a #9-3 @head",
+            "pin 000000000000002a #3- @head",
+            "pin 000000000000002a #3-4-5 @head",
+            "pin 000000000000002a #9223372036854775808 @head",
+            "pin 000000000000002a #7 head",
+            "pin 000000000000002a #7 @",
+            "pin 000000000000002a #7 @hea",
+            "pin 000000000000002a #7 @1",
+            "pin 000000000000002a #7 @head ",
+            "pin 000000000000002a  #7 @head",
+            " pin 000000000000002a #7 @head",
+            "ok",
+            "",
+        ] {
+            let error = ServerMessage::parse(2, message.as_bytes()).unwrap_err();
+            assert_eq!(error, MessageError::NotPin { stream: 2, message: message.as_bytes().into() });
+        }
+        let upper = ServerMessage::parse(2, b"pin 000000000000002A #3-3 @03CAA84275FC1166");
+        let pin = ServerMessage::Pin { file: FILE, blocks: span(3, 3), to: PinTo::Rev(REV) };
+        assert_eq!(upper, Ok(pin));
+    }
+
+    #[test]
+    fn replies_may_hold_words_of_later_versions_but_no_broken_ones() {
+        let ok = |size, range, size_granted| Ok(ServerMessage::Ok(OkReply { size, range, size_granted }));
+        assert_eq!(ServerMessage::parse(1, b"ok new size=7 a=b range"), ok(Some(7), true, false));
+        assert_eq!(ServerMessage::parse(1, b"ok "), ok(None, false, false));
+        for message in ["", "o", "okay", "error", "errors x", "ok size=", "ok size=-1", "ok size=7x", "pin"] {
+            let error = ServerMessage::parse(1, message.as_bytes()).unwrap_err();
+            assert_eq!(error, MessageError::NotReply { stream: 1, message: message.as_bytes().into() });
+        }
+        assert_eq!(ServerMessage::parse(1, b"error "), Ok(ServerMessage::Error("")));
+        assert_eq!(ServerMessage::parse(1, b"error a\xffb"), Ok(ServerMessage::Error("a")));
+        for message in ["", "error", "error:x", "fatal", "ok", "error x"] {
+            let error = ServerMessage::parse(0, message.as_bytes()).unwrap_err();
+            assert_eq!(error, MessageError::NotClosing { message: message.as_bytes().into() });
+        }
+        let error = ServerMessage::parse(1, b"\x1bno").unwrap_err();
+        assert_eq!(error.to_string(), r#""\x1bno" on stream 1: expected `ok` or `error `"#);
+    }
+
+    #[test]
+    fn spans_count_their_ends() {
+        assert_eq!(span(3, 9).count(), BlockCount::new(7));
+        assert_eq!(span(0, u64::MAX).count(), BlockCount::new(u64::MAX));
+        assert_eq!(BlockSpan::one(BlockIndex::new(3)), span(3, 3));
+        assert_eq!(span(3, 5).blocks().map(BlockIndex::raw).collect::<Vec<_>>(), [3, 4, 5]);
+        assert_eq!(BlockSpan::new(BlockIndex::new(4), BlockIndex::new(3)), None);
+        let contained: Vec<u64> = (0..9).filter(|raw| span(3, 5).contains(BlockIndex::new(*raw))).collect();
+        assert_eq!(contained, [3, 4, 5]);
+    }
+
+    fn any_span() -> impl Strategy<Value = BlockSpan> {
+        let max = u64::try_from(i64::MAX).unwrap();
+        (0..=max, 0..=max).prop_map(|(a, b)| span(a.min(b), a.max(b)))
+    }
+
+    fn any_to() -> impl Strategy<Value = PinTo> {
+        prop_oneof![Just(PinTo::Head), any::<u64>().prop_map(|raw| PinTo::Rev(Tid::from_raw(raw)))]
+    }
+
+    proptest! {
+        #[test]
+        fn pins_round_trip_and_no_part_of_one_is_a_message(
+            raw: u64, blocks in any_span(), to in any_to(), stream: u64,
+        ) {
+            let stream = stream.max(2) & !1;
+            let pin = ServerMessage::Pin { file: FileId::from_raw(raw), blocks, to };
+            let frame = pin.to_frame(stream);
+            let parsed = Frame::parse(frame.line()).unwrap();
+            prop_assert_eq!(parsed.stream, stream);
+            prop_assert_eq!(ServerMessage::parse(stream, parsed.message), Ok(pin));
+            for end in 0..parsed.message.len() {
+                prop_assert!(ServerMessage::parse(stream, &parsed.message[..end]).is_err());
+            }
+            for end in 0..frame.len() {
+                let mut buffer = LineBuffer::new(FRAME_BYTES_MAX);
+                prop_assert_eq!(buffer.next_line(&mut &frame[..end]), None);
+            }
+        }
+
+        #[test]
+        fn replies_round_trip(size: Option<u64>, range: bool, size_granted: bool, stream: u64) {
+            let stream = stream | 1;
+            let ok = ServerMessage::Ok(OkReply { size, range, size_granted });
+            let frame = ok.to_frame(stream);
+            let parsed = Frame::parse(frame.line()).unwrap();
+            prop_assert_eq!(ServerMessage::parse(parsed.stream, parsed.message), Ok(ok));
+        }
+
+        #[test]
+        fn texts_round_trip_if_they_fit(text in "\\PC{0,20}") {
+            for (message, stream) in [
+                (ServerMessage::Error(&text), 1),
+                (ServerMessage::Closing(Closing::Error(&text)), 0),
+                (ServerMessage::Closing(Closing::Fatal(&text)), 0),
+            ] {
+                let frame = message.to_frame(stream);
+                let parsed = Frame::parse(frame.line()).unwrap();
+                prop_assert_eq!(ServerMessage::parse(stream, parsed.message), Ok(message));
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic(stream: u64, message: Vec<u8>, near in "(pin |ok |error)[0-9a-f #@=-]{0,40}") {
+            for message in [&message[..], near.as_bytes()] {
+                for stream in [stream, 0, 1, 2] {
+                    match ServerMessage::parse(stream, message) {
+                        Ok(parsed) => prop_assert_eq!(parsed.stream_kind(), StreamKind::of(stream)),
+                        Err(error) => prop_assert!(!error.to_string().contains('\n')),
+                    }
+                }
+            }
+        }
+    }
+}

@@ -140,3 +140,115 @@ pub fn nak_frame(stream: u64, cause: &dyn fmt::Display) -> FrameText {
     debug_assert_eq!(StreamKind::of(stream), StreamKind::Server, "nak on stream {stream}");
     FrameText::print(format_args!("{stream} nak: {cause}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Frame, ServerMessage};
+    use proptest::prelude::*;
+    use std::str;
+
+    const FILE: FileId = FileId::from_raw(0x2a);
+    const AT: Tid = Tid::from_raw(0x03ca_a842_75fc_1166);
+
+    #[test]
+    fn requests_look_as_the_protocol_says() {
+        for (request, expected) in [
+            (ClientRequest::Watch { file: FILE, at: AT }, "5 watch 000000000000002a @03caa84275fc1166\n"),
+            (ClientRequest::Unwatch { file: FILE }, "5 watch 000000000000002a -\n"),
+            (ClientRequest::Bye, "5 bye\n"),
+            (ClientRequest::Hello { range: true, size: true }, "5 hello range size\n"),
+            (ClientRequest::Hello { range: false, size: true }, "5 hello size\n"),
+            (ClientRequest::Hello { range: false, size: false }, "5 hello\n"),
+        ] {
+            let frame = request.to_frame(5);
+            assert_eq!(str::from_utf8(&frame).unwrap(), expected);
+            assert_eq!(ClientRequest::parse(Frame::parse(frame.line()).unwrap().message), Ok(request));
+        }
+        assert_eq!(&*ack_frame(2), b"2 ack\n");
+        assert_eq!(&*nak_frame(4, &"no\nroom"), b"4 nak: no room\n");
+    }
+
+    #[test]
+    fn hello_ignores_words_of_later_versions() {
+        let both = Ok(ClientRequest::Hello { range: true, size: true });
+        assert_eq!(ClientRequest::parse(b"hello size later=1 range"), both);
+        assert_eq!(
+            ClientRequest::parse(b"hello ranges sizes"),
+            Ok(ClientRequest::Hello { range: false, size: false })
+        );
+        assert!(ClientRequest::parse(b"hellorange").is_err());
+    }
+
+    #[test]
+    fn errors_are_in_the_words_of_wcfs() {
+        let not_watch = |quoted: &str| format!("bad watch: not a watch request: {quoted}");
+        let count = |count: usize| format!("bad watch: expected 2 arguments, got {count}");
+        for (message, expected) in [
+            ("hello-world", not_watch(r#""hello-world""#)),
+            ("", not_watch(r#""""#)),
+            ("watch", not_watch(r#""watch""#)),
+            ("bye ", not_watch(r#""bye ""#)),
+            ("byebye\t", not_watch(r#""byebye\t""#)),
+            ("watch ", count(1)),
+            ("watch 000000000000002a", count(1)),
+            ("watch 000000000000002a @03caa84275fc1166 ", count(3)),
+            ("watch  000000000000002a @03caa84275fc1166", count(3)),
+            ("watch 2a @03caa84275fc1166", "bad watch: invalid oid".into()),
+            ("watch 000000000000002g -", "bad watch: invalid oid".into()),
+            ("watch 000000000000002a 03caa84275fc1166", "bad watch: invalid at".into()),
+            ("watch 000000000000002a @03caa84275fc116", "bad watch: invalid at".into()),
+            ("watch 000000000000002a @head", "bad watch: invalid at".into()),
+            ("watch 000000000000002a --", "bad watch: invalid at".into()),
+            ("watch 000000000000002a ", "bad watch: invalid at".into()),
+        ] {
+            assert_eq!(ClientRequest::parse(message.as_bytes()).unwrap_err().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn an_error_of_any_length_fits_a_frame() {
+        let error = ClientRequest::parse(&[b'x'; 100_000]).unwrap_err();
+        assert!(error.to_string().len() < 2 * LINE_BYTES_MAX);
+        let frame = ServerMessage::Error(&error.to_string()).to_frame(1);
+        assert!(
+            frame.starts_with(b"1 error bad watch: not a watch request: \"xxx") && frame.ends_with(b"x\n")
+        );
+    }
+
+    #[test]
+    fn only_ack_is_ack() {
+        assert!(is_ack(b"ack"));
+        for reply in ["", "ac", "ack ", " ack", "ACK", "acknowledged", "nak"] {
+            assert!(!is_ack(reply.as_bytes()), "{reply:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn watches_round_trip_and_no_part_of_one_is_a_request(file: u64, at: u64, stream: u64) {
+            let stream = stream | 1;
+            let file = FileId::from_raw(file);
+            for request in [ClientRequest::Watch { file, at: Tid::from_raw(at) }, ClientRequest::Unwatch { file }] {
+                let frame = request.to_frame(stream);
+                let parsed = Frame::parse(frame.line()).unwrap();
+                prop_assert_eq!(parsed.stream, stream);
+                prop_assert_eq!(ClientRequest::parse(parsed.message), Ok(request));
+                let upper = parsed.message[6..].to_ascii_uppercase();
+                prop_assert_eq!(ClientRequest::parse(&[b"watch ", &upper[..]].concat()), Ok(request));
+                for end in 0..parsed.message.len() {
+                    prop_assert!(ClientRequest::parse(&parsed.message[..end]).is_err());
+                }
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic(message: Vec<u8>, near in "(watch |hello|bye)[0-9a-f @-]{0,40}") {
+            for message in [&message[..], near.as_bytes()] {
+                if let Err(error) = ClientRequest::parse(message) {
+                    prop_assert!(!error.to_string().contains('\n'));
+                }
+            }
+        }
+    }
+}
