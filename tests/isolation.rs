@@ -9,6 +9,8 @@
 mod link;
 #[path = "common/live.rs"]
 mod live;
+#[path = "isolation/soak.rs"]
+mod soak;
 
 use std::fs;
 
@@ -127,4 +129,12 @@ fn a_set_up_pins_what_was_read_and_changed_and_nothing_else() {
         format!("9 error setup watch f{file} @{t1}: going back in history is forbidden")
     );
     assert_eq!(link.ask(&format!("11 watch {file} -")), "11 ok");
+}
+
+#[test]
+fn every_byte_that_clients_see_is_that_of_their_revision() {
+    if no_fuse("every_byte_that_clients_see") {
+        return;
+    }
+    soak::soak();
 }
