@@ -16,12 +16,13 @@ mod links;
 mod notifier;
 mod parked;
 mod setup;
+mod shrink;
 mod stats;
 mod tracking;
 mod watchdog;
 
 pub use clients::{ClientProcess, Processes};
-pub use delta::{Delta, RangeSet};
+pub use delta::{Delta, RangeSet, Shrunk};
 pub use head_read::{HeadRead, HeadReadError};
 pub use links::{LinkId, LinkOver, LinkRead, LinkReply, WatchLink};
 pub use stats::Stats;
@@ -38,6 +39,7 @@ use revfs_protocol::{FileId, RevSpec, Tid};
 use self::links::Links;
 use self::parked::Parked;
 use self::setup::Setups;
+use self::shrink::Shrinking;
 use self::tracking::Tracking;
 use self::watchdog::Victims;
 use crate::env::{self, Clock};
@@ -118,6 +120,7 @@ pub struct Server {
     parked: Parked,
     links: Links,
     setups: Setups,
+    shrinking: Shrinking,
     to_kill: Victims,
     /// Processes that are being killed: none of their READs is answered.
     victims: ArcSwap<Vec<u32>>,
@@ -150,6 +153,8 @@ impl ServerThreads {
     /// mount first if its kernel may not answer.
     pub fn stop(self) {
         self.server.ask_to_stop();
+        // The notifier may wait for their acks.
+        self.server.close_links("shutting down");
         for thread in self.threads {
             if thread.join().is_err() {
                 log::error!("a server thread had panicked: report the message that precedes this one");
@@ -188,6 +193,7 @@ impl Server {
             parked: Parked::default(),
             links: Links::default(),
             setups: Setups::default(),
+            shrinking: Shrinking::default(),
             to_kill: Victims::default(),
             victims: ArcSwap::default(),
             watchdog_moved: Condvar::new(),
@@ -310,7 +316,8 @@ impl Server {
         view::resolve_within(&self.store, self.head(), spec, self.options.clock.now_unix_ns())
     }
 
-    /// A file under head. One that head has deleted is shown as it was just before, for those who still have it
+    /// A file under head. One that becomes smaller keeps its size, with zeros behind its end, until those who work at
+    /// the larger one are safe (rule 22). One that head has deleted is shown as it was just before, for those who still have it
     /// open; its `deleted` is set.
     ///
     /// # Errors
@@ -322,7 +329,13 @@ impl Server {
         let at = txn.at();
         let missing = || ReadError::NoSuchFile { file, at };
         let meta = self.meta(&txn, file)?.ok_or_else(missing)?;
-        let Some(deleted) = meta.deleted else { return Ok(FileView { txn, meta }) };
+        let Some(deleted) = meta.deleted else {
+            let meta = match self.shrinking.held(file) {
+                Some(size) if size > meta.size => Arc::new(FileMeta { size, ..FileMeta::clone(&meta) }),
+                _ => meta,
+            };
+            return Ok(FileView { txn, meta });
+        };
         let before = deleted.raw().checked_sub(1).ok_or_else(missing)?;
         let txn = ReadTxn::new(&self.store, Tid::from_raw(before))?;
         let meta = self.meta(&txn, file)?.ok_or_else(missing)?;

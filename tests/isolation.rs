@@ -138,3 +138,47 @@ fn every_byte_that_clients_see_is_that_of_their_revision() {
     }
     soak::soak();
 }
+
+#[test]
+fn a_file_that_shrinks_is_pinned_before_anybody_learns_its_size() {
+    if no_fuse("a_file_that_shrinks_is_pinned") {
+        return;
+    }
+    let place = Place::new();
+    let t1 = commit(&place, &[1, 2, 3, 4, 5]);
+    let live = place.mount();
+    let size = || fs::metadata(live.head("a")).unwrap().len();
+    let file = file_id(&live.head("a"));
+    let map = Movable::new(live.root(), "a", BLOCK, 5);
+    let mut link = WatchFile::open(live.root());
+    assert_eq!(link.ask(&format!("1 watch {file} @{t1}")), "1 ok", "nothing was read");
+    // Cut within block 2.
+    fs::write(place.path("source"), &filled(&[1, 2, 3])[..2 * BLOCK + BLOCK / 2]).unwrap();
+    let t2 = place.ok(&["commit", "s", "a=source"]);
+    for (stream, block) in [(2, 2), (4, 3), (6, 4)] {
+        let pin = link.hear();
+        assert_eq!(pin, format!("{stream} pin {file} #{block} @{t1}"));
+        assert_eq!((size(), live.at()), (5 * BLOCK as u64, t1.clone()), "until all is acked");
+        let ack = map.obey(&pin);
+        assert_eq!(map.first_byte(block), block as u8 + 1, "no SIGBUS");
+        link.say(&ack);
+    }
+    live.wait(&t2);
+    assert_eq!(size(), 2 * BLOCK as u64 + BLOCK as u64 / 2);
+    assert_eq!((0..5).map(|block| map.first_byte(block)).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+    // Who comes later and works before the cut is told the same.
+    let late = Movable::new(live.root(), "a", BLOCK, 5);
+    let mut other = WatchFile::open(live.root());
+    other.say(&format!("1 watch {file} @{t1}"));
+    for block in 2..5 {
+        let pin = other.hear();
+        assert!(pin.ends_with(&format!("pin {file} #{block} @{t1}")), "{pin}");
+        other.say(&late.obey(&pin));
+    }
+    assert_eq!(other.hear(), "1 ok");
+    assert_eq!((2..5).map(|block| late.first_byte(block)).collect::<Vec<_>>(), [3, 4, 5]);
+    // And who works after it is not.
+    let mut after = WatchFile::open(live.root());
+    assert_eq!(after.ask(&format!("1 hello size\n3 watch {file} @{t2}")), "1 ok size");
+    assert_eq!(after.hear(), format!("3 ok size={}", 2 * BLOCK + BLOCK / 2));
+}

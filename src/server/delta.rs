@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use revfs_protocol::{FileId, Tid};
+use revfs_protocol::{BlockSize, FileId, Tid};
 
 use crate::store::{CommitInfo, DirId, Entry, FileChange, ReadError, ReadTxn};
 
@@ -74,6 +74,19 @@ pub struct Delta {
     pub dirs: BTreeSet<DirId>,
     /// Tags were moved.
     pub tags: bool,
+    /// Files that became smaller.
+    pub shrunk: BTreeMap<FileId, Shrunk>,
+}
+
+/// A file that became smaller, maybe to grow again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shrunk {
+    /// The smallest that it was, bytes.
+    pub to: u64,
+    /// The largest that it was before that, bytes.
+    pub from: u64,
+    /// Unit of change.
+    pub block_size: BlockSize,
 }
 
 impl Delta {
@@ -88,6 +101,7 @@ impl Delta {
             entries: BTreeSet::new(),
             dirs: BTreeSet::new(),
             tags: false,
+            shrunk: BTreeMap::new(),
         };
         let mut paths: BTreeSet<&[u8]> = BTreeSet::new();
         for commit in commits {
@@ -116,6 +130,14 @@ impl Delta {
         self.entries.extend(later.entries);
         self.dirs.extend(later.dirs);
         self.tags |= later.tags;
+        for (file, shrunk) in later.shrunk {
+            self.add_shrunk(file, shrunk);
+        }
+    }
+
+    fn add_shrunk(&mut self, file: FileId, shrunk: Shrunk) {
+        let known = self.shrunk.entry(file).or_insert(shrunk);
+        (known.to, known.from) = (known.to.min(shrunk.to), known.from.max(shrunk.from));
     }
 
     fn add_bytes(&mut self, change: &FileChange) {
@@ -136,6 +158,10 @@ impl Delta {
         if change.old_size != change.size {
             // The page in which the smaller size ends shows zeros behind it.
             ranges.add(change.old_size.min(change.size)..u64::MAX);
+        }
+        if change.size < change.old_size {
+            let block_size = change.block_size;
+            self.add_shrunk(change.file, Shrunk { to: change.size, from: change.old_size, block_size });
         }
     }
 

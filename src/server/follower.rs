@@ -74,6 +74,8 @@ fn publish_some(server: &Server, applied: Tid) -> Result<(), ReadError> {
     // All that can fail comes before publishing; a delta depends on the commits alone, as all changed blocks
     // are invalidated, tracked or not (rule 2).
     let delta = Delta::of(&commits, &old, &new)?;
+    // Rule 22: nobody is told a smaller size before those who work at the larger one are safe.
+    server.shrinking.hold(&delta);
     server.head.store(Arc::new(HeadState { at, txn: new }));
     Stats::add(&server.stats.commits, commits.len() as u64);
     server.stats.heads.fetch_add(1, Ordering::Relaxed);

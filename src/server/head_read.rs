@@ -66,12 +66,7 @@ impl Server {
         }
         let (wait, outcome) = self.parked.begin(thread);
         for link in &links {
-            let asked = self.ask_link(link, file, &revs, wait);
-            if let Err(error) = asked {
-                // It is over; acks that come for it find nothing.
-                self.parked.settle(wait);
-                return Err(error.into());
-            }
+            self.ask_link(link, file, &revs, wait);
         }
         if !self.parked.settle(wait) {
             return Ok(self.load(&view, offset, len));
@@ -125,25 +120,29 @@ impl Server {
     }
 
     /// Lets one link pin what its client must not see. `wait` counts the acks.
-    fn ask_link(
+    pub(super) fn ask_link(
         self: &Arc<Self>,
         link: &Arc<WatchLink>,
         file: FileId,
         revs: &[(BlockSpan, Tid)],
         wait: WaitId,
-    ) -> Result<(), ReadError> {
+    ) {
         loop {
             let need = link.with(self, |state, _| {
                 let need = state.read_begin(file, revs, wait);
                 self.parked.add(wait, need.as_ref().map_or(0, |need| need.waits));
                 need
             });
-            let Some(ReadNeed { at, serial, unknown, .. }) = need else { return Ok(()) };
+            let Some(ReadNeed { at, serial, unknown, .. }) = need else { return };
             if unknown.is_empty() {
-                return Ok(());
+                return;
             }
             // Found without the link's mutex; it counts only if the watch does not move meanwhile (rule 5).
-            let targets = self.targets(file, at, &unknown)?;
+            let targets = self.targets(file, at, &unknown).unwrap_or_else(|error| {
+                // Always right, for any revision in which a block does not change up to `at` is; only less shared.
+                log::warn!("blocks of file {file} are pinned @{at}: {error}");
+                unknown.iter().map(|block| (*block, at)).collect()
+            });
             let now = self.options.clock.monotonic();
             let pinned = link.with(self, |state, actions| {
                 let pinned = state.read_pin(now, (file, serial), &targets, wait, actions);
@@ -151,7 +150,7 @@ impl Server {
                 pinned
             });
             if pinned.is_ok() {
-                return Ok(());
+                return;
             }
         }
     }

@@ -14,7 +14,7 @@ pub(super) fn run(server: &Arc<Server>) {
         let at = delta.at;
         // No kernel cache is set before a mount exists: then nothing is cached.
         if let Some(kernel) = server.kernel_cache() {
-            invalidate(kernel.as_ref(), delta, &server.stats);
+            invalidate(server, kernel.as_ref(), delta);
         }
         // Rule 18: all invalidations of `at` returned, and of everything before it, for there is one thread.
         // Only now does `head/at` follow, and only then are waiters woken.
@@ -37,7 +37,8 @@ fn next(server: &Server) -> Option<Delta> {
 }
 
 /// Data first, then attributes, then names: who sees a new size or a new name sees no old bytes under it.
-fn invalidate(kernel: &dyn KernelCache, delta: Delta, stats: &Stats) {
+fn invalidate(server: &Arc<Server>, kernel: &dyn KernelCache, delta: Delta) {
+    let stats = &server.stats;
     let files: Vec<_> = delta.files.keys().copied().collect();
     for (file, ranges) in delta.files {
         // All changed blocks, tracked or not (rule 2). A READ of older bytes that is under way holds its pages
@@ -47,6 +48,7 @@ fn invalidate(kernel: &dyn KernelCache, delta: Delta, stats: &Stats) {
             Stats::add(&stats.invalidated_ranges, 1);
         }
     }
+    server.pin_shrunk(delta.at, &delta.shrunk);
     Stats::add(&stats.invalidated_attributes, (files.len() + delta.dirs.len()) as u64);
     for file in files {
         kernel.invalidate_attributes(file);

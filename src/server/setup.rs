@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use revfs_protocol::{BlockCount, BlockIndex, BlockSpan, FileId, Tid};
+use revfs_protocol::{BlockCount, BlockIndex, BlockSize, BlockSpan, FileId, Tid};
 
 use super::links::{LinkId, WatchLink};
 use super::{FileView, Server};
@@ -159,6 +159,12 @@ impl Server {
         if head.meta.rev <= old.txn.at() {
             return Ok(pins);
         }
+        // Rule 22: beyond the end of head the kernel does not ask, whatever was read. Its size as it is, not as it is
+        // told while it shrinks.
+        let head_size = self.meta(&head.txn, head.meta.file)?.map_or(0, |meta| meta.size);
+        if let Some(cut) = blocks_between(old.meta.block_size, head_size, old.meta.size) {
+            pins.extend(pins_at(old, cut)?);
+        }
         for span in self.tracking.spans(head.meta.file) {
             for (changed, rev) in revs_of(&head.txn, head.meta.file, span)? {
                 if rev > old.txn.at() {
@@ -192,6 +198,12 @@ pub(super) fn revs_of(
         first += count;
     }
     Ok(revs)
+}
+
+/// The blocks that hold bytes `[from, to)` of a file.
+pub(super) fn blocks_between(block_size: BlockSize, from: u64, to: u64) -> Option<BlockSpan> {
+    let last = to.checked_sub(1).filter(|last| *last >= from)?;
+    Some(BlockSpan { first: block_size.block_of(from), last: block_size.block_of(last) })
 }
 
 /// Where a client at the state of `old` finds blocks of the file. A block that was never written then is as it was
