@@ -17,6 +17,7 @@ mod progress;
 mod render;
 mod serve;
 mod status;
+mod watch;
 
 use std::ffi::OsString;
 
@@ -27,6 +28,7 @@ pub use error::CliError;
 pub use exit::ExitCode;
 pub use fstab::HelperError;
 pub use serve::ServeError;
+pub use watch::WatchError;
 
 /// Runs the command that `args` ask for; the first is the name of the program.
 pub fn main(args: impl Iterator<Item = OsString>) -> std::process::ExitCode {

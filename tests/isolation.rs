@@ -13,9 +13,11 @@ mod live;
 mod soak;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 
 use link::{Movable, WatchFile, file_id, read};
-use live::{Live, Place, no_fuse};
+use live::{Guarded, Live, Place, SOON, end_of, no_fuse, signal_to};
 
 const BLOCK: usize = 64 << 10;
 
@@ -181,4 +183,36 @@ fn a_file_that_shrinks_is_pinned_before_anybody_learns_its_size() {
     let mut after = WatchFile::open(live.root());
     assert_eq!(after.ask(&format!("1 hello size\n3 watch {file} @{t2}")), "1 ok size");
     assert_eq!(after.hear(), format!("3 ok size={}", 2 * BLOCK + BLOCK / 2));
+}
+
+#[test]
+fn the_command_watch_shows_pins_as_they_come() {
+    if no_fuse("the_command_watch_shows_pins") {
+        return;
+    }
+    let place = Place::new();
+    let t1 = commit(&place, &[1, 1, 1, 1]);
+    place.ok(&["tag", "s", "start"]);
+    let live = place.mount();
+    read(live.root(), "head", "a");
+    commit_shown(&place, &live, &[2, 1, 2, 2]);
+    let mut command = place.command(&["watch", "m", "a", "--at", "start"]);
+    let mut child = Guarded(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+    let mut next = || lines.next().unwrap().unwrap();
+    assert_eq!(next(), format!("pin  block 0  @{t1}"));
+    assert_eq!(next(), format!("pin  blocks 2-3  @{t1}"));
+    assert_eq!(next(), format!("ok  @{t1}  {} bytes", 4 * BLOCK));
+    commit_shown(&place, &live, &[2, 3, 2, 2]);
+    read(live.root(), "head", "a");
+    assert_eq!(next(), format!("pin  block 1  @{t1}"));
+    signal_to(child.0.id(), rustix::process::Signal::INT);
+    end_of(&mut child.0, SOON);
+    place.fails(&["watch", "m", "nothing"], 3, "m/head/bigfile/nothing: No such file");
+    place.fails(&["watch", "m", "a", "--at", "nothing"], 3, "m/@nothing: No such file");
+    place.fails(&["watch", "s", "a"], 3, "s/head/bigfile/a: No such file");
+    let before = "setup watch";
+    place.fails(&["watch", "m", "a", "--at", "0000000000000001"], 3, before);
+    place.ok(&["umount", "m"]);
+    place.expect_nothing_left();
 }

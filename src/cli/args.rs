@@ -18,6 +18,7 @@ use crate::store::native::FORMAT_VERSION;
 
 use super::exit::ExitCode;
 use super::mount::{MountArgs, StatusArgs, UmountArgs};
+use super::watch::WatchArgs;
 
 static VERSION: LazyLock<String> =
     LazyLock::new(|| format!("{} (store format {FORMAT_VERSION})", env!("CARGO_PKG_VERSION")));
@@ -97,6 +98,8 @@ pub enum Command {
     Umount(UmountArgs),
     /// Show the revfs servers of this machine
     Status(StatusArgs),
+    #[allow(missing_docs)]
+    Watch(WatchArgs),
     /// Write completions for a shell to stdout
     Completions(CompletionsArgs),
 }

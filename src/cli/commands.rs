@@ -25,7 +25,7 @@ use super::args::{
 use super::mount::MountPlan;
 use super::output::{Output, RawStdout, say};
 use super::progress::Bar;
-use super::{CliError, ExitCode, ServeError, definition, open, render, serve, status};
+use super::{CliError, ExitCode, ServeError, definition, open, render, serve, status, watch};
 
 /// Threads of the runtime that does the writing.
 const RUNTIME_THREADS: usize = 2;
@@ -53,6 +53,7 @@ pub(super) fn run(command: Command) -> Result<ExitCode, CliError> {
         }
         Command::Umount(args) => return status::umount(&args),
         Command::Status(args) => return status::status(&args),
+        Command::Watch(args) => return watch::watch(&args),
         Command::Completions(args) => completions(&args),
     };
     done.map(|()| ExitCode::Ok)

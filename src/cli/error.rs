@@ -16,6 +16,7 @@ use crate::view::ResolveError;
 use super::exit::ExitCode;
 use super::fstab::HelperError;
 use super::serve::ServeError;
+use super::watch::WatchError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +67,9 @@ pub enum CliError {
     /// A store is not served, or its server not stopped.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// A file of a mount cannot be watched.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
     /// The arguments of mount(8) mean nothing.
     #[error(transparent)]
     Helper(#[from] HelperError),
@@ -100,6 +104,7 @@ impl CliError {
             CliError::Edit(error) => of_edit(error),
             CliError::Read(error) => of_read(error),
             CliError::Serve(error) => error.exit_code(),
+            CliError::Watch(error) => error.exit_code(),
             CliError::Helper(_) => ExitCode::Usage,
             CliError::Runtime { .. } => ExitCode::Failure,
         }

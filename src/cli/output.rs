@@ -68,6 +68,11 @@ impl Output {
 
     /// Ends it.
     pub(super) fn finish(mut self) -> Result<(), CliError> {
+        self.flush()
+    }
+
+    /// Shows what was put so far, for a command that goes on.
+    pub(super) fn flush(&mut self) -> Result<(), CliError> {
         self.to.flush().map_err(|source| CliError::Stdout { source })
     }
 }
