@@ -6,9 +6,11 @@
 //! durability. It is written without sync; another boot id means rebuild unless it was closed cleanly.
 
 mod apply;
+mod blocks;
 mod codec;
 mod home;
 mod query;
+mod segment;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -24,7 +26,7 @@ use codec::{Reader, State, seal, unseal};
 use home::Home;
 
 /// Version of the tables; part of the folder's name.
-pub const INDEX_SCHEMA: u32 = 1;
+pub const INDEX_SCHEMA: u32 = 2;
 /// Address space for the tables, bytes: sparse, so as large as the address space comfortably allows.
 const MAP_BYTES: usize = 1 << 40;
 /// How many read transactions may be open at once, over all processes.
@@ -61,7 +63,7 @@ pub enum IndexError {
 }
 
 /// The tables. Keys are big-endian, so that their order is the order of numbers; each value ends in a crc32c
-/// over key and value.
+/// over key and value, but that of `blocks`, which has one for each block.
 #[derive(Debug, Clone, Copy)]
 struct Tables {
     /// `state` -> [`State`].
@@ -72,7 +74,7 @@ struct Tables {
     tids: Table,
     /// (file, tid) -> what changed about it.
     files: Table,
-    /// (file, block, tid) -> where it is.
+    /// (file, block / 64, tid) -> a segment: where the versions of 64 blocks are, from the tid on.
     blocks: Table,
     /// (dir, name, 0, tid) -> what the name means.
     names: Table,

@@ -4,14 +4,12 @@
 //! once, whichever process comes first.
 
 use heed::RwTxn;
-use revfs_protocol::{BlockIndex, FileId, Tid};
+use revfs_protocol::{FileId, Tid};
 
-use super::codec::{
-    NameValue, PackInfo, State, block_key, decode_block, encode_block, file_key, key_block, key_tid,
-    name_key, seal,
-};
+use super::blocks::BlockWriter;
+use super::codec::{NameValue, PackInfo, State, file_key, name_key, seal};
 use super::query::encode_file;
-use super::{Index, IndexError, open_value};
+use super::{Index, IndexError};
 use crate::store::native::record::{CommitRecord, Extent, Place, RecordFile};
 use crate::store::{BlockData, DirId, Entry, FileMeta, PackNo, ReadError};
 
@@ -134,14 +132,15 @@ impl Index {
         if !file.extents.is_empty() || change.size != meta.size || change.created {
             meta.rev = tid;
         }
-        let mut stored = i128::from(meta.stored);
+        let mut blocks = BlockWriter::new(self, txn, change.file, tid);
         for extent in &file.extents {
-            stored += self.apply_extent(txn, tid, &meta, first_pack, extent)?;
+            apply_extent(&mut blocks, meta.created == tid, first_pack, extent)?;
         }
         if change.size < meta.size {
-            stored -= self.cut_blocks(txn, tid, &meta, meta.block_size.blocks_for(change.size).raw())?;
+            // Blocks from the end on are gone: a later growth must show zeros there.
+            blocks.cover(meta.block_size.blocks_for(change.size).raw(), u64::MAX)?;
         }
-        meta.stored = u64::try_from(stored).unwrap_or(0);
+        meta.stored = u64::try_from(i128::from(meta.stored) + blocks.finish()?).unwrap_or(0);
         meta.size = change.size;
         self.put_file(txn, tid, &meta)
     }
@@ -150,94 +149,6 @@ impl Index {
         let key = file_key(meta.file, tid);
         self.tables.files.put(txn, &key, &seal(&key, &encode_file(meta)))?;
         Ok(())
-    }
-
-    /// Writes the blocks of an extent; answers by how much the stored bytes grew.
-    fn apply_extent(
-        &self,
-        txn: &mut RwTxn,
-        tid: Tid,
-        meta: &FileMeta,
-        first_pack: u32,
-        extent: &Extent,
-    ) -> Result<i128, IndexError> {
-        let fresh = meta.created == tid;
-        let mut grown = 0;
-        if extent.place == Place::Hole {
-            // Nothing lies there in a new file, and only what lies there needs to be covered in an old one.
-            let end = extent.first + extent.count;
-            return if fresh { Ok(0) } else { Ok(-self.cover(txn, tid, meta, (extent.first, end))?) };
-        }
-        for index in 0..extent.count {
-            let block = BlockIndex::new(extent.first + index);
-            if !fresh {
-                grown -= i128::from(stored_len(self.block_in(txn, Tid::MAX, meta.file, block)?));
-            }
-            let Place::Stored { pack, offset, len, codec } = extent.place else { break };
-            let data = BlockData::Stored {
-                pack: PackNo(first_pack + pack),
-                offset: offset + index * u64::from(len),
-                len,
-                codec,
-            };
-            grown += i128::from(len);
-            self.put_block(txn, meta.file, block, tid, data)?;
-        }
-        Ok(grown)
-    }
-
-    fn put_block(
-        &self,
-        txn: &mut RwTxn,
-        file: FileId,
-        block: BlockIndex,
-        tid: Tid,
-        data: BlockData,
-    ) -> Result<(), IndexError> {
-        let key = block_key(file, block, tid);
-        self.tables.blocks.put(txn, &key, &seal(&key, &encode_block(data)))?;
-        Ok(())
-    }
-
-    /// Blocks from `end` on are gone: a later growth must show zeros there.
-    fn cut_blocks(&self, txn: &mut RwTxn, tid: Tid, meta: &FileMeta, end: u64) -> Result<i128, IndexError> {
-        self.cover(txn, tid, meta, (end, u64::MAX))
-    }
-
-    /// Makes blocks `[first, end)` holes from `tid` on; answers the stored bytes that went.
-    fn cover(
-        &self,
-        txn: &mut RwTxn,
-        tid: Tid,
-        meta: &FileMeta,
-        range: (u64, u64),
-    ) -> Result<i128, IndexError> {
-        let mut live: Vec<(u64, u32)> = Vec::new();
-        {
-            let low = block_key(meta.file, BlockIndex::new(range.0), Tid::ZERO);
-            let high = block_key(meta.file, BlockIndex::new(range.1), Tid::ZERO);
-            let bounds = (std::ops::Bound::Included(&low[..]), std::ops::Bound::Excluded(&high[..]));
-            for item in self.tables.blocks.range(txn, &bounds)? {
-                let (key, value) = item?;
-                let data = decode_block(open_value("blocks", key, value)?)?;
-                let block = key_block(key);
-                if live.last().is_some_and(|(last, _)| *last == block) {
-                    live.pop();
-                }
-                // What this very commit wrote there stays.
-                if let BlockData::Stored { len, .. } = data
-                    && key_tid(key) < tid
-                {
-                    live.push((block, len));
-                }
-            }
-        }
-        let mut gone = 0;
-        for (block, len) in live {
-            gone += i128::from(len);
-            self.put_block(txn, meta.file, BlockIndex::new(block), tid, BlockData::Hole)?;
-        }
-        Ok(gone)
     }
 
     /// Makes `path` mean `file`, with the directories that it needs; answers where that is.
@@ -347,11 +258,27 @@ impl Index {
     }
 }
 
-fn stored_len(version: Option<(Tid, BlockData)>) -> u32 {
-    match version {
-        Some((_, BlockData::Stored { len, .. })) => len,
-        _ => 0,
+/// Hands over the blocks of an extent of a file, which may be new.
+fn apply_extent(
+    blocks: &mut BlockWriter,
+    is_new: bool,
+    first_pack: u32,
+    extent: &Extent,
+) -> Result<(), IndexError> {
+    let Place::Stored { pack, offset, len, codec } = extent.place else {
+        // Nothing lies there in a new file, and only what lies there needs to be covered in an old one.
+        return if is_new { Ok(()) } else { blocks.cover(extent.first, extent.first + extent.count) };
+    };
+    for index in 0..extent.count {
+        let data = BlockData::Stored {
+            pack: PackNo(first_pack + pack),
+            offset: offset + index * u64::from(len),
+            len,
+            codec,
+        };
+        blocks.store(extent.first + index, data)?;
     }
+    Ok(())
 }
 
 impl Index {

@@ -3,7 +3,7 @@
 //! Invariant: a value is believed only if the crc32c at its end is that of its key and itself: single flipped
 //! bits in an LMDB file are otherwise silently wrong.
 
-use revfs_protocol::{BlockIndex, FileId, Tid};
+use revfs_protocol::{FileId, Tid};
 
 use super::IndexError;
 use crate::store::native::{Crc32c, record::PackRef};
@@ -25,7 +25,8 @@ pub fn unseal<'v>(table: &'static str, key: &[u8], value: &'v [u8]) -> Result<&'
     }
 }
 
-fn checksum(key: &[u8], body: &[u8]) -> u32 {
+/// crc32c over key and value.
+pub fn checksum(key: &[u8], body: &[u8]) -> u32 {
     let mut crc = Crc32c::new();
     crc.update(key);
     crc.update(body);
@@ -122,11 +123,11 @@ pub fn file_key(file: FileId, tid: Tid) -> [u8; 16] {
     key
 }
 
-/// Key of (file, block, tid).
-pub fn block_key(file: FileId, block: BlockIndex, tid: Tid) -> [u8; 24] {
+/// Key of (file, group, tid).
+pub fn group_key(file: FileId, group: u64, tid: Tid) -> [u8; 24] {
     let mut key = [0; 24];
     key[..8].copy_from_slice(&file.raw().to_be_bytes());
-    key[8..16].copy_from_slice(&block.raw().to_be_bytes());
+    key[8..16].copy_from_slice(&group.to_be_bytes());
     key[16..].copy_from_slice(&tid.raw().to_be_bytes());
     key
 }
@@ -136,8 +137,8 @@ pub fn key_tid(key: &[u8]) -> Tid {
     key.last_chunk::<8>().map_or(Tid::ZERO, |tid| Tid::from_raw(u64::from_be_bytes(*tid)))
 }
 
-/// The block of a block key.
-pub fn key_block(key: &[u8]) -> u64 {
+/// The group of a group key.
+pub fn key_group(key: &[u8]) -> u64 {
     key.get(8..16).and_then(|eight| eight.try_into().ok()).map_or(0, u64::from_be_bytes)
 }
 
@@ -188,15 +189,18 @@ impl NameValue {
     }
 }
 
-/// Where a block is. 17 bytes; a million of them should stay small.
-pub fn encode_block(data: BlockData) -> [u8; 17] {
+/// Bytes that say where a block is; a million of them should stay small.
+pub const PLACE_BYTES: usize = 17;
+
+/// Where a block is.
+pub fn encode_block(data: BlockData) -> [u8; PLACE_BYTES] {
     let (pack, offset, len, codec) = match data {
         BlockData::Hole => (u32::MAX, 0, 0, 0),
         BlockData::Stored { pack, offset, len, codec } => {
             (pack.0, offset, len, if codec == Codec::Raw { 0 } else { 1 })
         }
     };
-    let mut body = [0; 17];
+    let mut body = [0; PLACE_BYTES];
     body[..4].copy_from_slice(&pack.to_le_bytes());
     body[4..12].copy_from_slice(&offset.to_le_bytes());
     body[12..16].copy_from_slice(&len.to_le_bytes());

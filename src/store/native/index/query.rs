@@ -4,23 +4,18 @@
 use std::ops::Bound;
 
 use heed::RoTxn;
-use revfs_protocol::{BlockCount, BlockIndex, BlockSize, FileId, Tid};
+use revfs_protocol::{BlockSize, FileId, Tid};
 
-use super::codec::{
-    NameValue, PackInfo, block_key, decode_block, file_key, key_block, key_name, key_tid, name_key,
-};
+use super::codec::{NameValue, PackInfo, file_key, key_name, key_tid, name_key};
 use super::{Index, IndexError, Reader, open_value};
 use crate::store::native::record::CommitRecord;
-use crate::store::{BlockData, BlockRun, Codec, DirId, Entry, FileMeta, PackNo};
-
-/// After so many versions of one block in a row, a step back from `at` beats walking on.
-const VERSIONS_WALKED_MAX: usize = 8;
+use crate::store::{DirId, Entry, FileMeta, PackNo};
 
 /// A key and its value, if there is one.
-type Found<'t> = Option<(&'t [u8], &'t [u8])>;
+pub(super) type Found<'t> = Option<(&'t [u8], &'t [u8])>;
 
 /// Last key at or before `key` within the keys that share its first `prefix` bytes.
-fn newest<'t>(table: super::Table, txn: &'t RoTxn, key: &[u8]) -> Result<Found<'t>, IndexError> {
+pub(super) fn newest<'t>(table: super::Table, txn: &'t RoTxn, key: &[u8]) -> Result<Found<'t>, IndexError> {
     let prefix = key.len() - 8;
     let found = table.get_lower_than_or_equal_to(txn, key)?;
     Ok(found.filter(|(found, _)| found.len() == key.len() && found[..prefix] == key[..prefix]))
@@ -140,96 +135,6 @@ impl Index {
         decode_file(file, key_tid(key), open_value("files", key, value)?).map(Some)
     }
 
-    /// The newest version of one block at or before `at`.
-    pub fn block(
-        &self,
-        at: Tid,
-        file: FileId,
-        block: BlockIndex,
-    ) -> Result<Option<(Tid, BlockData)>, IndexError> {
-        let txn = self.read()?;
-        self.block_in(&txn, at, file, block)
-    }
-
-    pub(super) fn block_in(
-        &self,
-        txn: &RoTxn,
-        at: Tid,
-        file: FileId,
-        block: BlockIndex,
-    ) -> Result<Option<(Tid, BlockData)>, IndexError> {
-        let Some((key, value)) = newest(self.tables.blocks, txn, &block_key(file, block, at))? else {
-            return Ok(None);
-        };
-        Ok(Some((key_tid(key), decode_block(open_value("blocks", key, value)?)?)))
-    }
-
-    /// Where blocks `[first, first + count)` of a file are as of `at`; `None`: there is no such file.
-    pub fn blocks(
-        &self,
-        at: Tid,
-        file: FileId,
-        range: (BlockIndex, BlockCount),
-    ) -> Result<Option<Vec<BlockRun>>, IndexError> {
-        let txn = self.read()?;
-        let Some(meta) = self.file_in(&txn, at, file)? else { return Ok(None) };
-        let first = range.0.raw();
-        let end = first.saturating_add(range.1.raw());
-        let mut runs = Runs { block_size: meta.block_size, next: first, runs: Vec::new() };
-        if end == first + 1 {
-            runs.push(first, self.block_in(&txn, at, file, range.0)?);
-        } else {
-            self.walk_blocks(&txn, (at, file), (first, end), &mut runs)?;
-        }
-        runs.gap(end);
-        Ok(Some(runs.runs))
-    }
-
-    /// Newest versions at or before `at` of all blocks in `[first, end)` that have one.
-    fn walk_blocks(
-        &self,
-        txn: &RoTxn,
-        (at, file): (Tid, FileId),
-        (first, end): (u64, u64),
-        runs: &mut Runs,
-    ) -> Result<(), IndexError> {
-        let mut from = first;
-        'anew: while from < end {
-            let low = block_key(file, BlockIndex::new(from), Tid::ZERO);
-            let high = block_key(file, BlockIndex::new(end - 1), Tid::MAX);
-            let bounds = (Bound::Included(&low[..]), Bound::Included(&high[..]));
-            let mut current: Option<(u64, usize)> = None;
-            let mut best: Option<(Tid, BlockData)> = None;
-            for item in self.tables.blocks.range(txn, &bounds)? {
-                let (key, value) = item?;
-                let (block, tid) = (key_block(key), key_tid(key));
-                let seen = match current {
-                    Some((same, seen)) if same == block => seen + 1,
-                    other => {
-                        if let Some((before, _)) = other {
-                            runs.push(before, best.take());
-                        }
-                        1
-                    }
-                };
-                current = Some((block, seen));
-                if seen > VERSIONS_WALKED_MAX {
-                    runs.push(block, self.block_in(txn, at, file, BlockIndex::new(block))?);
-                    from = block + 1;
-                    continue 'anew;
-                }
-                if tid <= at {
-                    best = Some((tid, decode_block(open_value("blocks", key, value)?)?));
-                }
-            }
-            if let Some((block, _)) = current {
-                runs.push(block, best);
-            }
-            break;
-        }
-        Ok(())
-    }
-
     /// The newest commit at or before `at`: its tid and number.
     pub fn newest_commit(&self, at: Tid) -> Result<Option<(Tid, u64)>, IndexError> {
         let txn = self.read()?;
@@ -306,53 +211,5 @@ impl Index {
         let txn = self.read()?;
         let Some(value) = self.tables.tags.get(&txn, name.as_bytes())? else { return Ok(None) };
         Ok(Some(Tid::from_raw(open_value("tags", name.as_bytes(), value)?.u64()?)))
-    }
-}
-
-/// Joins versions of blocks into runs, with holes where nothing was ever written.
-struct Runs {
-    block_size: BlockSize,
-    next: u64,
-    runs: Vec<BlockRun>,
-}
-
-impl Runs {
-    fn push(&mut self, block: u64, version: Option<(Tid, BlockData)>) {
-        let Some((rev, data)) = version else { return };
-        self.gap(block);
-        self.add(1, rev, data);
-    }
-
-    fn gap(&mut self, end: u64) {
-        if end > self.next {
-            self.add(end - self.next, Tid::ZERO, BlockData::Hole);
-        }
-    }
-
-    fn add(&mut self, count: u64, rev: Tid, data: BlockData) {
-        let first = self.next;
-        self.next += count;
-        if let Some(last) = self.runs.last_mut()
-            && last.rev == rev
-            && continues(last, data, self.block_size)
-        {
-            last.count += count;
-            return;
-        }
-        self.runs.push(BlockRun { first: BlockIndex::new(first), count, rev, data });
-    }
-}
-
-fn continues(run: &BlockRun, data: BlockData, block_size: BlockSize) -> bool {
-    match (run.data, data) {
-        (BlockData::Hole, BlockData::Hole) => true,
-        (
-            BlockData::Stored { pack, offset, len, codec: Codec::Raw },
-            BlockData::Stored { pack: other, offset: next, len: other_len, codec: Codec::Raw },
-        ) => {
-            let full = u64::from(len) == block_size.bytes();
-            pack == other && full && len == other_len && offset + run.count * u64::from(len) == next
-        }
-        _ => false,
     }
 }
