@@ -33,7 +33,8 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
     let Ok([mount, name]) = <[String; 2]>::try_from(named) else {
         return Err(USAGE.to_owned());
     };
-    let rounds = rounds.map_or(Ok(ROUNDS_DEFAULT), |text| text.parse().map_err(|e| format!("{text}: {e}")))?;
+    let rounds =
+        rounds.map_or(Ok(ROUNDS_DEFAULT), |text| text.parse().map_err(|e| format!("{text}: {e}")))?;
     let at = at.map(|text| text.parse::<Tid>().map_err(|e| e.to_string())).transpose()?;
     Ok(Options { mount, name, rounds, at })
 }
