@@ -1,17 +1,40 @@
 //! The change index in memory, for stores whose commits name the blocks that they change.
+//!
+//! Invariant: one writer at a time (a mutex) and any number of readers, who take no lock: a reader takes the
+//! published [`State`] once, an `Arc` swap, and answers from it. What leads to entries (tables, newest links) is
+//! shared with later states, so a reader may meet entries that are newer than its state, and goes back from
+//! them; if such an entry is in a chunk that its state does not have, a newer state has been published, and
+//! it starts again with that ([`Behind`]). Memory is bounded by [`TailOptions::entries_max`]; what is forgotten is
+//! freed chunk by chunk, and the tables are made anew when too much of them is garbage.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+mod index;
+mod pieces;
+mod slices;
+#[cfg(test)]
+mod tests;
+mod window;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use revfs_protocol::{BlockCount, BlockIndex, FileId, Tid};
+use revfs_protocol::{BlockIndex, FileId, Tid};
 
-use super::{BlockRev, ChangeIndex, DeltaError, Epoch, EpochKind, FileSlice, SizeChange};
-use crate::store::{CommitInfo, FileChange, ReadTxn};
+use self::index::Index;
+use self::pieces::{blocks_of, key_of};
+use self::slices::Gathering;
+use self::window::{Behind, Window};
+use self::writer::Writer;
+use super::{BlockRev, ChangeIndex, DeltaError, FileSlice};
+use crate::store::{CommitInfo, ReadTxn};
 
-/// Most entries by default: about 1 GiB.
+/// Most entries by default: about 1 GiB with its tables.
 pub const ENTRIES_MAX_DEFAULT: usize = 16 << 20;
+/// Most entries at all: entries are numbered by 32 bits.
+pub const ENTRIES_LIMIT: usize = 1 << 28;
 /// How far back history is read at start-up by default.
 pub const SPAN_DEFAULT: Duration = Duration::from_secs(600);
 /// Commits that are asked of the store at once while seeding.
@@ -20,8 +43,8 @@ const SEED_COMMITS: usize = 1024;
 /// Bounds of a [`Tail`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TailOptions {
-    /// Most entries; more move the tail up. A changed block or a piece of a long run is one, a new size, a
-    /// creation or a deletion too.
+    /// Most entries, at most [`ENTRIES_LIMIT`]; more move the tail up. A changed block, or a piece of a long run
+    /// of them, is one; a new size, a creation and a deletion too.
     pub entries_max: usize,
     /// How far back from head history is read at start-up.
     pub span: Duration,
@@ -38,30 +61,55 @@ impl Default for TailOptions {
 pub struct TailStats {
     /// Entries in the window.
     pub entries: usize,
-    /// Memory, bytes, what is to be freed soon included.
+    /// Memory, bytes. While tables are made anew, those before them come on top.
     pub bytes: usize,
 }
 
-#[derive(Debug)]
+/// All that a question needs, as of one moment.
+#[derive(Clone)]
 struct State {
     tail: Tid,
     head: Tid,
-    commits: Vec<Arc<CommitInfo>>,
+    blocks: Window<4>,
+    events: Window<8>,
+    index: Arc<Index>,
 }
 
 /// The change index in memory.
-#[derive(Debug)]
 pub struct Tail {
-    options: TailOptions,
+    entries_max: usize,
     state: ArcSwap<State>,
-    writing: Mutex<()>,
+    // Taken by those who change the index only, for the whole of a change; nothing else is locked under it.
+    writer: Mutex<Writer>,
+}
+
+impl fmt::Debug for Tail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (tail, head) = self.window();
+        f.debug_struct("Tail")
+            .field("tail", &tail)
+            .field("head", &head)
+            .field("stats", &self.stats())
+            .finish()
+    }
 }
 
 impl Tail {
     /// An index that knows nothing before `head`: its window is (head, head].
     pub fn new(head: Tid, options: TailOptions) -> Tail {
-        let state = State { tail: head, head, commits: Vec::new() };
-        Tail { options, state: ArcSwap::from_pointee(state), writing: Mutex::new(()) }
+        Tail::numbered_from(0, head, options)
+    }
+
+    /// The same, with entries numbered from `number` on.
+    fn numbered_from(number: u32, head: Tid, options: TailOptions) -> Tail {
+        let (blocks, events) = (Window::empty(number), Window::empty(number));
+        let (index, writer) = Writer::new(&blocks, &events);
+        let state = State { tail: head, head, blocks, events, index: Arc::new(index) };
+        Tail {
+            entries_max: options.entries_max.min(ENTRIES_LIMIT),
+            state: ArcSwap::from_pointee(state),
+            writer: Mutex::new(writer),
+        }
     }
 
     /// An index of the last [`TailOptions::span`] before `txn`.
@@ -94,28 +142,33 @@ impl Tail {
         Ok(tail)
     }
 
-    /// Moves head up to `head`: nothing was committed in between.
-    fn reach(&self, head: Tid) {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = self.state.load();
-        let head = state.head.max(head);
-        self.state.store(Arc::new(State { tail: state.tail, head, commits: state.commits.clone() }));
-    }
-
     /// What it takes.
     pub fn stats(&self) -> TailStats {
-        TailStats { entries: self.state.load().commits.len(), bytes: 0 }
+        let state = self.state.load();
+        TailStats {
+            entries: state.entries(),
+            bytes: state.blocks.bytes() + state.events.bytes() + state.index.bytes(),
+        }
     }
-}
 
-fn first_of_rest(change: &FileChange) -> Option<u64> {
-    if change.created || change.deleted {
-        return Some(0);
+    /// Answers from the newest state, which ends: each new attempt is the fault of another step of the writer.
+    fn ask<T>(
+        &self,
+        question: impl Fn(&State) -> Result<Result<T, DeltaError>, Behind>,
+    ) -> Result<T, DeltaError> {
+        loop {
+            if let Ok(answer) = question(&self.state.load()) {
+                return answer;
+            }
+        }
     }
-    (change.size < change.old_size).then(|| change.block_size.block_of(change.size).raw())
 }
 
 impl State {
+    fn entries(&self) -> usize {
+        self.blocks.len() + self.events.len()
+    }
+
     fn check(&self, txn: &ReadTxn, at: Tid) -> Result<(), DeltaError> {
         if at < self.tail || at > self.head {
             return Err(DeltaError::OutsideWindow { at, tail: self.tail, head: self.head });
@@ -126,59 +179,83 @@ impl State {
         Ok(())
     }
 
-    fn slices(&self, lo: Tid, hi: Tid) -> BTreeMap<FileId, FileSlice> {
-        let mut slices: BTreeMap<FileId, FileSlice> = BTreeMap::new();
-        let mut blocks: BTreeMap<FileId, BTreeSet<u64>> = BTreeMap::new();
-        for commit in self.commits.iter().filter(|commit| commit.tid > lo && commit.tid <= hi) {
-            for change in &commit.files {
-                let slice = slices.entry(change.file).or_insert_with(|| FileSlice::unchanged(change.file));
-                let known = blocks.entry(change.file).or_default();
-                for (first, count) in &change.blocks {
-                    known.extend(first.raw()..first.raw() + count.raw());
-                }
-                if let Some(first) = first_of_rest(change).map(BlockIndex::new) {
-                    slice.rest = Some(slice.rest.map_or(first, |rest| rest.min(first)));
-                }
-                let kind = if change.created { EpochKind::Created } else { EpochKind::Deleted };
-                if change.created || change.deleted {
-                    slice.epochs.push(Epoch { tid: commit.tid, kind });
-                }
-                let after = if change.deleted { 0 } else { change.size };
-                if after != change.old_size || change.created {
-                    let before = slice.size.map_or(change.old_size, |size| size.before);
-                    let smallest = slice.size.map_or(after, |size| size.smallest.min(after));
-                    slice.size = Some(SizeChange { before, smallest, after });
-                }
-            }
-        }
-        for (file, blocks) in blocks {
-            let slice = slices.entry(file).or_insert_with(|| FileSlice::unchanged(file));
-            let rest = slice.rest.map_or(u64::MAX, BlockIndex::raw);
-            for block in blocks.into_iter().filter(|block| *block < rest) {
-                match slice.blocks.last_mut() {
-                    Some((first, count)) if first.raw() + count.raw() == block => {
-                        *count = BlockCount::new(count.raw() + 1);
-                    }
-                    _ => slice.blocks.push((BlockIndex::new(block), BlockCount::new(1))),
-                }
-            }
-        }
-        slices.retain(|_, slice| !slice.is_unchanged());
-        slices
-    }
-
-    fn checked_slices(
-        &self,
-        txn: &ReadTxn,
-        lo: Tid,
-        hi: Tid,
-    ) -> Result<BTreeMap<FileId, FileSlice>, DeltaError> {
-        self.check(txn, lo)?;
+    fn check_bounds(&self, txn: &ReadTxn, lo: Tid, hi: Tid) -> Result<(), DeltaError> {
         self.check(txn, hi)?;
         if lo > hi {
             return Err(DeltaError::BoundsSwapped { lo, hi });
         }
-        Ok(self.slices(lo, hi))
+        self.check(txn, lo)
+    }
+
+    #[inline]
+    fn recorded(&self, file: FileId, block: BlockIndex, at: Tid) -> Result<Option<Tid>, Behind> {
+        let Some((ordinal, record)) = self.index.file(file) else { return Ok(None) };
+        let mut newest = None;
+        let mut levels = record.levels();
+        while levels != 0 {
+            let level = levels.trailing_zeros();
+            levels &= levels - 1;
+            let Some(key) = key_of(block, level) else { break };
+            if let Some(number) = self.index.newest(&self.blocks, ordinal, key)?
+                && let Some(entry) = self.blocks.newest_at(number, at)?
+            {
+                newest = newest.max(Some(entry.tid()));
+            }
+        }
+        if let Some(number) = record.newest_event() {
+            newest = newest.max(self.events.newest_of_block(number, at, block.raw())?);
+        }
+        Ok(newest)
+    }
+
+    fn slice(&self, file: FileId, lo: Tid, hi: Tid) -> Result<FileSlice, Behind> {
+        let mut gathering = Gathering::of(file);
+        let Some((_, record)) = self.index.file(file) else { return Ok(gathering.finish()) };
+        let mut number = record.newest_block();
+        while let Some(here) = number
+            && let Some(entry) = self.blocks.get(here)?
+            && entry.tid() > lo
+        {
+            if entry.tid() <= hi {
+                gathering.add_blocks(blocks_of(entry.key()));
+            }
+            number = Some(entry.file_prev());
+        }
+        let mut events = Vec::new();
+        let mut event = match record.newest_event() {
+            Some(newest) => self.events.newest_at(newest, hi)?,
+            None => None,
+        };
+        while let Some(entry) = event
+            && entry.tid() > lo
+        {
+            events.push(entry);
+            event = self.events.get(entry.prev())?;
+        }
+        events.into_iter().rev().for_each(|event| gathering.add_event(event));
+        Ok(gathering.finish())
+    }
+
+    fn slices(&self, lo: Tid, hi: Tid) -> Result<Vec<FileSlice>, Behind> {
+        let mut files: BTreeMap<u32, Gathering> = BTreeMap::new();
+        let new =
+            |ordinal: u32| Gathering::of(self.index.record(ordinal).map_or_else(FileId::default, |r| r.id()));
+        for number in self.blocks.between(lo, hi)? {
+            if let Some(entry) = self.blocks.get(number)? {
+                let ordinal = entry.ordinal();
+                let range = blocks_of(entry.key());
+                files.entry(ordinal).or_insert_with(|| new(ordinal)).add_blocks(range);
+            }
+        }
+        for number in self.events.between(lo, hi)? {
+            if let Some(event) = self.events.get(number)? {
+                let ordinal = event.ordinal();
+                files.entry(ordinal).or_insert_with(|| new(ordinal)).add_event(event);
+            }
+        }
+        let mut slices: Vec<FileSlice> = files.into_values().map(Gathering::finish).collect();
+        slices.sort_unstable_by_key(|slice| slice.file);
+        Ok(slices)
     }
 }
 
@@ -195,52 +272,37 @@ impl ChangeIndex for Tail {
         block: BlockIndex,
         at: Tid,
     ) -> Result<BlockRev, DeltaError> {
-        let state = self.state.load();
-        state.check(txn, at)?;
-        let changes = |change: &FileChange| {
-            let has = |(first, count): &(BlockIndex, BlockCount)| {
-                *first <= block && block.raw() - first.raw() < count.raw()
-            };
-            change.file == file
-                && (change.blocks.iter().any(has)
-                    || first_of_rest(change).is_some_and(|first| first <= block.raw()))
-        };
-        let mut older = state.commits.iter().rev().skip_while(|commit| commit.tid > at);
-        let found = older.find(|commit| commit.files.iter().any(changes));
-        Ok(match found {
-            Some(commit) => BlockRev { rev: commit.tid, exact: true },
-            None => BlockRev { rev: state.tail, exact: false },
+        self.ask(|state| {
+            if let Err(error) = state.check(txn, at) {
+                return Ok(Err(error));
+            }
+            let recorded = state.recorded(file, block, at)?;
+            Ok(Ok(match recorded {
+                Some(rev) => BlockRev { rev, exact: true },
+                None => BlockRev { rev: state.tail, exact: false },
+            }))
         })
     }
 
     fn changed_blocks(&self, txn: &ReadTxn, file: FileId, lo: Tid, hi: Tid) -> Result<FileSlice, DeltaError> {
-        let mut slices = self.state.load().checked_slices(txn, lo, hi)?;
-        Ok(slices.remove(&file).unwrap_or_else(|| FileSlice::unchanged(file)))
+        self.ask(|state| match state.check_bounds(txn, lo, hi) {
+            Ok(()) => state.slice(file, lo, hi).map(Ok),
+            Err(error) => Ok(Err(error)),
+        })
     }
 
     fn changes(&self, txn: &ReadTxn, lo: Tid, hi: Tid) -> Result<Vec<FileSlice>, DeltaError> {
-        Ok(self.state.load().checked_slices(txn, lo, hi)?.into_values().collect())
+        self.ask(|state| match state.check_bounds(txn, lo, hi) {
+            Ok(()) => state.slices(lo, hi).map(Ok),
+            Err(error) => Ok(Err(error)),
+        })
     }
 
     fn forget_past(&self, cut: Tid) {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = self.state.load();
-        let tail = state.tail.max(cut.min(state.head));
-        let commits = state.commits.iter().filter(|commit| commit.tid > tail).cloned().collect();
-        self.state.store(Arc::new(State { tail, head: state.head, commits }));
+        self.forget(cut);
     }
 
     fn update(&self, commit: &CommitInfo) -> Result<(), DeltaError> {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = self.state.load();
-        if commit.tid <= state.head {
-            return Err(DeltaError::NotAscending { tid: commit.tid, head: state.head });
-        }
-        let mut commits = state.commits.clone();
-        commits.push(Arc::new(commit.clone()));
-        let excess = commits.len().saturating_sub(self.options.entries_max);
-        let tail = commits.drain(..excess).next_back().map_or(state.tail, |last| last.tid);
-        self.state.store(Arc::new(State { tail, head: commit.tid, commits }));
-        Ok(())
+        self.take_up(commit)
     }
 }
