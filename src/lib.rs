@@ -11,6 +11,7 @@ pub use revfs_protocol as protocol;
 
 pub mod env;
 pub mod store;
+pub mod delta;
 pub mod view;
 pub mod ops;
 pub mod watch;

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a row that fails takes no other with it; a group whose files cannot be made fails as a whole.
 
+mod changes;
 mod commits;
 mod index;
 mod latency;
@@ -32,11 +33,12 @@ struct Group {
     run: fn(&mut Bench, &Folder) -> Result<()>,
 }
 
-const GROUPS: [Group; 5] = [
+const GROUPS: [Group; 6] = [
     Group { name: "reads", rows: &reads::ROWS, disk_gib: 9.0, run: reads::run },
     Group { name: "commits", rows: &commits::ROWS, disk_gib: 22.0, run: commits::run },
     Group { name: "small", rows: &small::ROWS, disk_gib: 1.0, run: small::run },
     Group { name: "index", rows: &index::ROWS, disk_gib: 4.0, run: index::run },
+    Group { name: "changes", rows: &changes::ROWS, disk_gib: 0.1, run: changes::run },
     Group { name: "latency", rows: &latency::ROWS, disk_gib: 0.5, run: latency::run },
 ];
 

@@ -18,6 +18,8 @@ pub enum Unit {
     Milliseconds,
     /// 2^20 bytes.
     Mebibytes,
+    /// Bytes.
+    Bytes,
 }
 
 impl Unit {
@@ -30,6 +32,7 @@ impl Unit {
             Unit::Microseconds => "us",
             Unit::Milliseconds => "ms",
             Unit::Mebibytes => "MiB",
+            Unit::Bytes => "B",
         }
     }
 }

@@ -104,7 +104,10 @@ pub fn run(bench: &mut Bench, folder: &Folder) -> Result<()> {
 }
 
 /// A store of 4 KiB blocks without sync: a fixture, made anew if the machine stops.
-fn make_store(root: &Path) -> Result<Arc<NativeStore>> {
+///
+/// # Errors
+/// The store cannot be made.
+pub fn make_store(root: &Path) -> Result<Arc<NativeStore>> {
     let init = InitOptions { block_size: BlockSize::MIN, codec: Codec::Raw, sync: false };
     NativeStore::init(root, &init, &*SystemClock::shared()).of_store("init")?;
     NativeStore::open(root, OpenOptions { sync: false, ..OpenOptions::default() }).of_store("open")

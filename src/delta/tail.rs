@@ -1,0 +1,308 @@
+//! The change index in memory, for stores whose commits name the blocks that they change.
+//!
+//! Invariant: one writer at a time (a mutex) and any number of readers, who take no lock: a reader takes the
+//! published [`State`] once, an `Arc` swap, and answers from it. What leads to entries (tables, newest links) is
+//! shared with later states, so a reader may meet entries that are newer than its state, and goes back from
+//! them; if such an entry is in a chunk that its state does not have, a newer state has been published, and
+//! it starts again with that ([`Behind`]). Memory is bounded by [`TailOptions::entries_max`]; what is forgotten is
+//! freed chunk by chunk, and the tables are made anew when too much of them is garbage.
+
+mod index;
+mod pieces;
+mod slices;
+#[cfg(test)]
+mod tests;
+mod window;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use revfs_protocol::{BlockIndex, FileId, Tid};
+
+use self::index::Index;
+use self::pieces::{blocks_of, key_of};
+use self::slices::Gathering;
+use self::window::{Behind, Window};
+use self::writer::Writer;
+use super::{BlockRev, ChangeIndex, DeltaError, FileSlice};
+use crate::store::{CommitInfo, ReadTxn};
+
+/// Most entries by default: about 1 GiB with its tables.
+pub const ENTRIES_MAX_DEFAULT: usize = 16 << 20;
+/// Most entries at all: entries are numbered by 32 bits.
+pub const ENTRIES_LIMIT: usize = 1 << 28;
+/// How far back history is read at start-up by default.
+pub const SPAN_DEFAULT: Duration = Duration::from_secs(600);
+/// Commits that are asked of the store at once while seeding.
+const SEED_COMMITS: usize = 1024;
+
+/// Bounds of a [`Tail`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TailOptions {
+    /// Most entries, at most [`ENTRIES_LIMIT`]; more move the tail up. A changed block, or a piece of a long run
+    /// of them, is one; a new size, a creation and a deletion too.
+    pub entries_max: usize,
+    /// How far back from head history is read at start-up.
+    pub span: Duration,
+}
+
+impl Default for TailOptions {
+    fn default() -> TailOptions {
+        TailOptions { entries_max: ENTRIES_MAX_DEFAULT, span: SPAN_DEFAULT }
+    }
+}
+
+/// What a [`Tail`] takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TailStats {
+    /// Entries in the window.
+    pub entries: usize,
+    /// Memory, bytes. While tables are made anew, those before them come on top.
+    pub bytes: usize,
+}
+
+/// All that a question needs, as of one moment.
+#[derive(Clone)]
+struct State {
+    tail: Tid,
+    head: Tid,
+    blocks: Window<4>,
+    events: Window<8>,
+    index: Arc<Index>,
+}
+
+/// The change index in memory.
+pub struct Tail {
+    entries_max: usize,
+    state: ArcSwap<State>,
+    // Taken by those who change the index only, for the whole of a change; nothing else is locked under it.
+    writer: Mutex<Writer>,
+}
+
+impl fmt::Debug for Tail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (tail, head) = self.window();
+        f.debug_struct("Tail")
+            .field("tail", &tail)
+            .field("head", &head)
+            .field("stats", &self.stats())
+            .finish()
+    }
+}
+
+impl Tail {
+    /// An index that knows nothing before `head`: its window is (head, head].
+    pub fn new(head: Tid, options: TailOptions) -> Tail {
+        Tail::numbered_from(0, head, options)
+    }
+
+    /// The same, with entries numbered from `number` on.
+    fn numbered_from(number: u32, head: Tid, options: TailOptions) -> Tail {
+        let (blocks, events) = (Window::empty(number), Window::empty(number));
+        let (index, writer) = Writer::new(&blocks, &events);
+        let state = State { tail: head, head, blocks, events, index: Arc::new(index) };
+        Tail {
+            entries_max: options.entries_max.min(ENTRIES_LIMIT),
+            state: ArcSwap::from_pointee(state),
+            writer: Mutex::new(writer),
+        }
+    }
+
+    /// An index of the last [`TailOptions::span`] before `txn`.
+    ///
+    /// # Errors
+    /// The store's log cannot be read.
+    pub fn seed(txn: &ReadTxn, options: TailOptions) -> Result<Tail, DeltaError> {
+        let span_ns = u64::try_from(options.span.as_nanos()).unwrap_or(u64::MAX);
+        let from_ns = txn.at().to_unix_ns().saturating_sub(span_ns);
+        Tail::seed_from(txn, Tid::newest_at_unix_ns(from_ns), options)
+    }
+
+    /// An index of all commits in (lo, txn.at()]: that is its window, if no limit is reached.
+    ///
+    /// # Errors
+    /// The store's log cannot be read.
+    pub fn seed_from(txn: &ReadTxn, lo: Tid, options: TailOptions) -> Result<Tail, DeltaError> {
+        let tail = Tail::new(lo.min(txn.at()), options);
+        loop {
+            let (_, head) = tail.window();
+            let commits = txn.store().commits(head, txn.at(), SEED_COMMITS)?;
+            for commit in &commits {
+                tail.update(commit)?;
+            }
+            if commits.len() < SEED_COMMITS {
+                break;
+            }
+        }
+        tail.reach(txn.at());
+        Ok(tail)
+    }
+
+    /// What it takes.
+    pub fn stats(&self) -> TailStats {
+        let state = self.state.load();
+        TailStats {
+            entries: state.entries(),
+            bytes: state.blocks.bytes() + state.events.bytes() + state.index.bytes(),
+        }
+    }
+
+    /// Answers from the newest state, which ends: each new attempt is the fault of another step of the writer.
+    fn ask<T>(
+        &self,
+        question: impl Fn(&State) -> Result<Result<T, DeltaError>, Behind>,
+    ) -> Result<T, DeltaError> {
+        loop {
+            if let Ok(answer) = question(&self.state.load()) {
+                return answer;
+            }
+        }
+    }
+}
+
+impl State {
+    fn entries(&self) -> usize {
+        self.blocks.len() + self.events.len()
+    }
+
+    fn check(&self, txn: &ReadTxn, at: Tid) -> Result<(), DeltaError> {
+        if at < self.tail || at > self.head {
+            return Err(DeltaError::OutsideWindow { at, tail: self.tail, head: self.head });
+        }
+        if txn.at() < at {
+            return Err(DeltaError::TxnTooOld { txn: txn.at(), at });
+        }
+        Ok(())
+    }
+
+    fn check_bounds(&self, txn: &ReadTxn, lo: Tid, hi: Tid) -> Result<(), DeltaError> {
+        self.check(txn, hi)?;
+        if lo > hi {
+            return Err(DeltaError::BoundsSwapped { lo, hi });
+        }
+        self.check(txn, lo)
+    }
+
+    #[inline]
+    fn recorded(&self, file: FileId, block: BlockIndex, at: Tid) -> Result<Option<Tid>, Behind> {
+        let Some((ordinal, record)) = self.index.file(file) else { return Ok(None) };
+        let mut newest = None;
+        let mut levels = record.levels();
+        while levels != 0 {
+            let level = levels.trailing_zeros();
+            levels &= levels - 1;
+            let Some(key) = key_of(block, level) else { break };
+            if let Some(number) = self.index.newest(&self.blocks, ordinal, key)?
+                && let Some(entry) = self.blocks.newest_at(number, at)?
+            {
+                newest = newest.max(Some(entry.tid()));
+            }
+        }
+        if let Some(number) = record.newest_event() {
+            newest = newest.max(self.events.newest_of_block(number, at, block.raw())?);
+        }
+        Ok(newest)
+    }
+
+    fn slice(&self, file: FileId, lo: Tid, hi: Tid) -> Result<FileSlice, Behind> {
+        let mut gathering = Gathering::of(file);
+        let Some((_, record)) = self.index.file(file) else { return Ok(gathering.finish()) };
+        let mut number = record.newest_block();
+        while let Some(here) = number
+            && let Some(entry) = self.blocks.get(here)?
+            && entry.tid() > lo
+        {
+            if entry.tid() <= hi {
+                gathering.add_blocks(blocks_of(entry.key()));
+            }
+            number = Some(entry.file_prev());
+        }
+        let mut events = Vec::new();
+        let mut event = match record.newest_event() {
+            Some(newest) => self.events.newest_at(newest, hi)?,
+            None => None,
+        };
+        while let Some(entry) = event
+            && entry.tid() > lo
+        {
+            events.push(entry);
+            event = self.events.get(entry.prev())?;
+        }
+        events.into_iter().rev().for_each(|event| gathering.add_event(event));
+        Ok(gathering.finish())
+    }
+
+    fn slices(&self, lo: Tid, hi: Tid) -> Result<Vec<FileSlice>, Behind> {
+        let mut files: BTreeMap<u32, Gathering> = BTreeMap::new();
+        let new =
+            |ordinal: u32| Gathering::of(self.index.record(ordinal).map_or_else(FileId::default, |r| r.id()));
+        for number in self.blocks.between(lo, hi)? {
+            if let Some(entry) = self.blocks.get(number)? {
+                let ordinal = entry.ordinal();
+                let range = blocks_of(entry.key());
+                files.entry(ordinal).or_insert_with(|| new(ordinal)).add_blocks(range);
+            }
+        }
+        for number in self.events.between(lo, hi)? {
+            if let Some(event) = self.events.get(number)? {
+                let ordinal = event.ordinal();
+                files.entry(ordinal).or_insert_with(|| new(ordinal)).add_event(event);
+            }
+        }
+        let mut slices: Vec<FileSlice> = files.into_values().map(Gathering::finish).collect();
+        slices.sort_unstable_by_key(|slice| slice.file);
+        Ok(slices)
+    }
+}
+
+impl ChangeIndex for Tail {
+    fn window(&self) -> (Tid, Tid) {
+        let state = self.state.load();
+        (state.tail, state.head)
+    }
+
+    fn block_rev_at(
+        &self,
+        txn: &ReadTxn,
+        file: FileId,
+        block: BlockIndex,
+        at: Tid,
+    ) -> Result<BlockRev, DeltaError> {
+        self.ask(|state| {
+            if let Err(error) = state.check(txn, at) {
+                return Ok(Err(error));
+            }
+            let recorded = state.recorded(file, block, at)?;
+            Ok(Ok(match recorded {
+                Some(rev) => BlockRev { rev, exact: true },
+                None => BlockRev { rev: state.tail, exact: false },
+            }))
+        })
+    }
+
+    fn changed_blocks(&self, txn: &ReadTxn, file: FileId, lo: Tid, hi: Tid) -> Result<FileSlice, DeltaError> {
+        self.ask(|state| match state.check_bounds(txn, lo, hi) {
+            Ok(()) => state.slice(file, lo, hi).map(Ok),
+            Err(error) => Ok(Err(error)),
+        })
+    }
+
+    fn changes(&self, txn: &ReadTxn, lo: Tid, hi: Tid) -> Result<Vec<FileSlice>, DeltaError> {
+        self.ask(|state| match state.check_bounds(txn, lo, hi) {
+            Ok(()) => state.slices(lo, hi).map(Ok),
+            Err(error) => Ok(Err(error)),
+        })
+    }
+
+    fn forget_past(&self, cut: Tid) {
+        self.forget(cut);
+    }
+
+    fn update(&self, commit: &CommitInfo) -> Result<(), DeltaError> {
+        self.take_up(commit)
+    }
+}
