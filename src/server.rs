@@ -12,6 +12,7 @@ mod clients;
 mod delta;
 mod follower;
 mod head_read;
+mod history;
 mod links;
 mod notifier;
 mod parked;
@@ -36,12 +37,14 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use quick_cache::sync::Cache;
 use revfs_protocol::{FileId, RevSpec, Tid};
 
+use self::history::History;
 use self::links::Links;
 use self::parked::Parked;
 use self::setup::Setups;
 use self::shrink::Shrinking;
 use self::tracking::Tracking;
 use self::watchdog::Victims;
+use crate::delta::{TailOptions, TailStats};
 use crate::env::{self, Clock};
 use crate::store::{BufferPool, DirId, FileMeta, Load, ReadBuffer, ReadError, ReadTxn, Store};
 use crate::view::{self, ResolveError};
@@ -96,6 +99,8 @@ pub struct ServerOptions {
     pub runtime: tokio::runtime::Handle,
     /// See [`POLL_INTERVAL_DEFAULT`].
     pub poll_interval: Duration,
+    /// Bounds of the change index.
+    pub history: TailOptions,
     /// How long a client may owe an ack; see [`PIN_TIMEOUT_DEFAULT`].
     pub pin_timeout: Duration,
     /// Finds the processes of clients; without it no watch link can be opened.
@@ -116,6 +121,7 @@ pub struct Server {
     kernel: Mutex<Option<Arc<dyn KernelCache>>>,
     trouble: ArcSwapOption<String>,
     stats: Stats,
+    history: History,
     tracking: Tracking,
     parked: Parked,
     links: Links,
@@ -179,8 +185,8 @@ impl Server {
     /// A server of `store`, at the head that it has applied. Nothing moves before [`Server::start`].
     pub fn new(store: Arc<dyn Store>, options: ServerOptions) -> Arc<Server> {
         let txn = ReadTxn::head(&store);
+        let history = History::new(txn.at(), options.history);
         Arc::new(Server {
-            options,
             buffers: BufferPool::new(BUFFERS_KEPT, 4096),
             metas: Cache::new(METAS_KEPT),
             shown: AtomicU64::new(txn.at().raw()),
@@ -189,6 +195,7 @@ impl Server {
             kernel: Mutex::new(None),
             trouble: ArcSwapOption::empty(),
             stats: Stats::default(),
+            history,
             tracking: Tracking::default(),
             parked: Parked::default(),
             links: Links::default(),
@@ -201,6 +208,7 @@ impl Server {
             queue_moved: Condvar::new(),
             shown_lock: Mutex::new(()),
             shown_moved: Condvar::new(),
+            options,
             store,
         })
     }
@@ -264,6 +272,11 @@ impl Server {
     /// The store that is served.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
+    }
+
+    /// Tail and head of the change index, and what it takes.
+    pub fn history_window(&self) -> ((Tid, Tid), TailStats) {
+        self.history.window()
     }
 
     /// The counters.

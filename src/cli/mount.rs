@@ -49,6 +49,9 @@ pub struct MountArgs {
     /// How long a client may take to map a block as it is told; after that it is killed
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
     pub pin_timeout: Duration,
+    /// How far back the server keeps in memory what changed. Older revisions are looked up in the store
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "10m")]
+    pub keep_history: Duration,
     /// Append messages to this file
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
@@ -120,6 +123,8 @@ pub struct MountPlan {
     pub cache_bytes: u64,
     /// How long a client may owe an ack.
     pub pin_timeout: Duration,
+    /// How far back the change index reaches.
+    pub keep_history: Duration,
     /// Where messages go; absolute.
     pub log: Option<PathBuf>,
     /// Owner of all files.
@@ -151,6 +156,7 @@ impl MountPlan {
             noexec: args.noexec,
             cache_bytes: args.cache,
             pin_timeout: args.pin_timeout,
+            keep_history: args.keep_history,
             log: args.log.as_deref().map(std::path::absolute).transpose()?,
             uid: args.uid.unwrap_or_else(|| rustix::process::getuid().as_raw()),
             gid: args.gid.unwrap_or_else(|| rustix::process::getgid().as_raw()),
@@ -167,6 +173,7 @@ impl MountPlan {
         let mut option = |name: &str, value: OsString| args.extend([OsString::from(name), value]);
         option("--cache", self.cache_bytes.to_string().into());
         option("--pin-timeout", revfs_protocol::format_duration(self.pin_timeout).into());
+        option("--keep-history", revfs_protocol::format_duration(self.keep_history).into());
         option("--uid", self.uid.to_string().into());
         option("--gid", self.gid.to_string().into());
         option("--threads", self.threads.to_string().into());
@@ -235,7 +242,7 @@ mod tests {
     fn the_process_in_the_background_gets_the_same_plan() {
         for line in [
             "mount s m",
-            "mount s m --create --allow-other --noexec --cache 64M --log l --uid 7 --gid 8 --threads 3 --pin-timeout 3s --fault-read-delay 1m30s",
+            "mount s m --create --allow-other --noexec --cache 64M --log l --uid 7 --gid 8 --threads 3 --pin-timeout 3s --keep-history 2h --fault-read-delay 1m30s",
             "mount --read-ahead 128K --max-read 64K -- -s -m",
         ] {
             let first = plan(&words(line));

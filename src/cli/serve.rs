@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::delta::TailOptions;
 use crate::env::{Clock, SystemClock};
 use crate::fs::face::Face;
 use crate::fs::{self, MountOptions, Mounted};
@@ -251,6 +252,7 @@ fn start(plan: &MountPlan, in_background: bool) -> Result<Serving, CliError> {
         clock: Arc::clone(&clock),
         runtime: runtime.handle().clone(),
         poll_interval: POLL_INTERVAL_DEFAULT,
+        history: TailOptions { span: plan.keep_history, ..TailOptions::default() },
         pin_timeout: plan.pin_timeout,
         processes: Some(Arc::new(HostProcesses)),
     };

@@ -91,6 +91,12 @@ fn stats_text(server: &Server, inodes: u64) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{name} {value}");
     }
+    let ((tail, _), taken) = server.history_window();
+    let _ = write!(
+        text,
+        "history_tail {tail}\nhistory_entries {}\nhistory_bytes {}\n",
+        taken.entries, taken.bytes
+    );
     if let Some(trouble) = server.trouble() {
         let _ = writeln!(text, "trouble {}", trouble.replace('\n', " "));
     }

@@ -20,6 +20,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
 /// Follows the store until the server stops.
 pub(super) fn run(server: &Arc<Server>) {
+    server.history.seed(&server.head_txn());
     let mut backoff = BACKOFF_MIN;
     let mut logged = false;
     while !server.stopping() {
@@ -74,6 +75,7 @@ fn publish_some(server: &Server, applied: Tid) -> Result<(), ReadError> {
     // All that can fail comes before publishing; a delta depends on the commits alone, as all changed blocks
     // are invalidated, tracked or not (rule 2).
     let delta = Delta::of(&commits, &old, &new)?;
+    server.history.update(&commits, &new);
     // Rule 22: nobody is told a smaller size before those who work at the larger one are safe.
     server.shrinking.hold(&delta);
     server.head.store(Arc::new(HeadState { at, txn: new }));

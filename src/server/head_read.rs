@@ -9,9 +9,9 @@ use std::sync::atomic::Ordering;
 
 use revfs_protocol::{BlockIndex, BlockSpan, FileId, Tid};
 
+use super::history::revs_of;
 use super::links::WatchLink;
 use super::parked::Outcome;
-use super::setup::{pins_at, revs_of};
 use super::tracking::blocks_of;
 use super::{FileView, Server, Stats};
 use crate::store::{Load, ReadBuffer, ReadError};
@@ -169,7 +169,7 @@ impl Server {
             while let Some(next) = rest.next_if(|block| last.next() == Some(*block)) {
                 last = next;
             }
-            for (span, rev) in pins_at(&old, BlockSpan { first, last })? {
+            for (span, rev) in self.history.pins_at(&old, BlockSpan { first, last })? {
                 targets.extend(span.blocks().map(|block| (block, rev)));
             }
         }

@@ -23,6 +23,7 @@ pub(super) fn run(server: &Arc<Server>) {
         drop(guard);
         server.shown_moved.notify_all();
         server.start_setups();
+        server.history.forget(at, server.options.clock.now_unix_ns());
     }
 }
 

@@ -7,15 +7,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use revfs_protocol::{BlockCount, BlockIndex, BlockSize, BlockSpan, FileId, Tid};
+use revfs_protocol::{BlockSize, BlockSpan, FileId, Tid};
 
 use super::links::{LinkId, WatchLink};
 use super::{FileView, Server};
-use crate::store::{ReadError, ReadTxn};
+use crate::store::ReadError;
 use crate::watch::{MovedFrom, SetupRequest, SetupStart};
 
-/// Blocks that are looked up at once.
-const BLOCKS_STEP: u64 = 1 << 16;
 /// Most runs of blocks that a watch may begin with pinned.
 const PINS_MAX: usize = 1 << 20;
 
@@ -163,55 +161,18 @@ impl Server {
         // told while it shrinks.
         let head_size = self.meta(&head.txn, head.meta.file)?.map_or(0, |meta| meta.size);
         if let Some(cut) = blocks_between(old.meta.block_size, head_size, old.meta.size) {
-            pins.extend(pins_at(old, cut)?);
+            pins.extend(self.history.pins_at(old, cut)?);
         }
-        for span in self.tracking.spans(head.meta.file) {
-            for (changed, rev) in revs_of(&head.txn, head.meta.file, span)? {
-                if rev > old.txn.at() {
-                    pins.extend(pins_at(old, changed)?);
-                }
-            }
+        let tracked = self.tracking.spans(head.meta.file);
+        for changed in self.history.changed(head, old.txn.at(), tracked)? {
+            pins.extend(self.history.pins_at(old, changed)?);
         }
         Ok(pins)
     }
-}
-
-/// Blocks of a file with the tid at which each changed last, as runs in order.
-pub(super) fn revs_of(
-    txn: &ReadTxn,
-    file: FileId,
-    span: BlockSpan,
-) -> Result<Vec<(BlockSpan, Tid)>, ReadError> {
-    let mut revs: Vec<(BlockSpan, Tid)> = Vec::new();
-    let mut first = span.first.raw();
-    while first <= span.last.raw() {
-        let count = (span.last.raw() - first).saturating_add(1).min(BLOCKS_STEP);
-        for run in txn.blocks(file, BlockIndex::new(first), BlockCount::new(count))? {
-            let last = BlockIndex::new(run.first.raw() + (run.count - 1));
-            match revs.last_mut() {
-                Some((before, rev)) if *rev == run.rev && before.last.next() == Some(run.first) => {
-                    before.last = last
-                }
-                _ => revs.push((BlockSpan { first: run.first, last }, run.rev)),
-            }
-        }
-        first += count;
-    }
-    Ok(revs)
 }
 
 /// The blocks that hold bytes `[from, to)` of a file.
 pub(super) fn blocks_between(block_size: BlockSize, from: u64, to: u64) -> Option<BlockSpan> {
     let last = to.checked_sub(1).filter(|last| *last >= from)?;
     Some(BlockSpan { first: block_size.block_of(from), last: block_size.block_of(last) })
-}
-
-/// Where a client at the state of `old` finds blocks of the file. A block that was never written then is as it was
-/// when the file was created.
-pub(super) fn pins_at(old: &FileView, span: BlockSpan) -> Result<Vec<(BlockSpan, Tid)>, ReadError> {
-    let mut pins = revs_of(&old.txn, old.meta.file, span)?;
-    for (_, rev) in &mut pins {
-        *rev = (*rev).max(old.meta.created);
-    }
-    Ok(pins)
 }

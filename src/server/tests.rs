@@ -74,6 +74,7 @@ fn fixture(commits: &[(u64, Vec<Edit>)]) -> Fixture {
         runtime: runtime.handle().clone(),
         poll_interval: PATIENCE,
         pin_timeout: PATIENCE,
+        history: TailOptions::default(),
         processes: None,
     };
     let server = Server::new(Arc::clone(&store) as Arc<dyn Store>, options);

@@ -37,6 +37,7 @@ impl TestMount {
             runtime: runtime.handle().clone(),
             poll_interval: Duration::from_secs(1),
             pin_timeout: revfs::server::PIN_TIMEOUT_DEFAULT,
+            history: revfs::delta::TailOptions::default(),
             processes: None,
         };
         let server = Server::new(store, options);

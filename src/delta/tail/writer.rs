@@ -72,7 +72,7 @@ impl Tail {
     }
 
     /// Moves head up to `head`: nothing was committed in between.
-    pub(super) fn reach(&self, head: Tid) {
+    pub fn reach(&self, head: Tid) {
         let _writer = self.writer();
         let mut next = State::clone(&self.state.load());
         next.head = next.head.max(head);

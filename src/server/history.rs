@@ -1,0 +1,291 @@
+//! When blocks changed: from the change index for the recent past, from the store for all before it.
+//!
+//! Invariant: the index has a commit before it is published (rule 1), so it answers for every published head. Which
+//! of the two answers is never seen, only felt. Every question has the read transaction that it is asked in.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use revfs_protocol::{BlockCount, BlockIndex, BlockSpan, FileId, Tid};
+
+use super::FileView;
+use crate::delta::{ChangeIndex, DeltaError, FileSlice, Tail, TailOptions, TailStats};
+use crate::store::{CommitInfo, ReadError, ReadTxn};
+
+/// Blocks that are looked up in the store at once.
+const BLOCKS_STEP: u64 = 1 << 16;
+/// More blocks in a row are looked up in the store, which walks them in order.
+const INDEXED_BLOCKS_MAX: u64 = 256;
+
+/// The change index, and the way past its tail.
+#[derive(Debug)]
+pub(super) struct History {
+    index: ArcSwap<Tail>,
+    options: TailOptions,
+}
+
+impl History {
+    /// A history whose index knows nothing before `head`.
+    pub(super) fn new(head: Tid, options: TailOptions) -> History {
+        History { index: ArcSwap::from_pointee(Tail::new(head, options)), options }
+    }
+
+    /// Reads the recent past from the store. On the thread that updates, before its first update.
+    pub(super) fn seed(&self, txn: &ReadTxn) {
+        match Tail::seed(txn, self.options) {
+            Ok(seeded) => self.index.store(Arc::new(seeded)),
+            // The store answers for what the index does not know.
+            Err(error) => log::warn!("the change index begins empty: {error}"),
+        }
+    }
+
+    /// Takes up commits that lead to `head`, before that is published.
+    pub(super) fn update(&self, commits: &[CommitInfo], head: &ReadTxn) {
+        let index = self.index.load();
+        let updated = commits.iter().try_for_each(|commit| index.update(commit));
+        if let Err(error) = updated {
+            // It cannot be trusted any more: it begins anew, and the store answers for the past.
+            log::error!("the change index begins anew: {error}");
+            self.index.store(Arc::new(Tail::new(head.at(), self.options)));
+        } else {
+            index.reach(head.at());
+        }
+    }
+
+    /// Forgets what is older than the configured span, but nothing after `shown` (rule 12). Whoever works at an older
+    /// state is served from the store.
+    pub(super) fn forget(&self, shown: Tid, now_unix_ns: u64) {
+        let span_ns = u64::try_from(self.options.span.as_nanos()).unwrap_or(u64::MAX);
+        let oldest = Tid::newest_at_unix_ns(now_unix_ns.saturating_sub(span_ns));
+        self.index.load().forget_past(oldest.min(shown));
+    }
+
+    /// Tail and head of the index, and what it takes.
+    pub(super) fn window(&self) -> ((Tid, Tid), TailStats) {
+        let index = self.index.load();
+        (index.window(), index.stats())
+    }
+
+    /// Blocks of `spans` that changed between the state `at` and `head`.
+    pub(super) fn changed(
+        &self,
+        head: &FileView,
+        at: Tid,
+        spans: Vec<BlockSpan>,
+    ) -> Result<Vec<BlockSpan>, ReadError> {
+        match self.index.load().changed_blocks(&head.txn, head.meta.file, at, head.txn.at()) {
+            Ok(slice) => Ok(common(&spans, &slice)),
+            Err(DeltaError::Store(error)) => Err(error),
+            // It does not reach so far back.
+            Err(_) => {
+                let mut changed = Vec::new();
+                for span in spans {
+                    let revs = revs_of(&head.txn, head.meta.file, span)?;
+                    changed.extend(revs.into_iter().filter(|(_, rev)| *rev > at).map(|(span, _)| span));
+                }
+                Ok(changed)
+            }
+        }
+    }
+
+    /// Where a client at the state of `old` finds blocks of the file. A block that was never written then is as it
+    /// was when the file was created.
+    pub(super) fn pins_at(
+        &self,
+        old: &FileView,
+        span: BlockSpan,
+    ) -> Result<Vec<(BlockSpan, Tid)>, ReadError> {
+        let (at, file) = (old.txn.at(), old.meta.file);
+        let of_store = |span: BlockSpan| -> Result<Vec<(BlockSpan, Tid)>, ReadError> {
+            let mut pins = revs_of(&old.txn, file, span)?;
+            pins.iter_mut().for_each(|(_, rev)| *rev = (*rev).max(old.meta.created));
+            Ok(pins)
+        };
+        let index = self.index.load();
+        if span.count().raw() > INDEXED_BLOCKS_MAX || at < index.window().0 {
+            return of_store(span);
+        }
+        let mut pins: Vec<(BlockSpan, Tid)> = Vec::new();
+        for block in span.blocks() {
+            match index.block_rev_at(&old.txn, file, block, at) {
+                Ok(known) if known.exact => pins.push((BlockSpan::one(block), known.rev)),
+                // Not in the window: whatever is wrong with the index, the store knows.
+                _ => pins.extend(of_store(BlockSpan::one(block))?),
+            }
+        }
+        Ok(pins)
+    }
+}
+
+/// Blocks of `spans`, which are in order and apart, that a slice has.
+fn common(spans: &[BlockSpan], slice: &FileSlice) -> Vec<BlockSpan> {
+    let mut found = Vec::new();
+    let whole = slice.rest.map(|rest| (rest, BlockCount::new(u64::MAX - rest.raw())));
+    let mut runs = slice.blocks.iter().copied().chain(whole).peekable();
+    for span in spans {
+        while let Some((first, count)) = runs.peek().copied() {
+            let last = first.raw().saturating_add(count.raw()).saturating_sub(1);
+            let (from, to) = (first.raw().max(span.first.raw()), last.min(span.last.raw()));
+            found.extend(
+                (from <= to).then(|| BlockSpan { first: BlockIndex::new(from), last: BlockIndex::new(to) }),
+            );
+            // A run that goes on behind this span may touch the next one.
+            if last > span.last.raw() {
+                break;
+            }
+            runs.next();
+        }
+    }
+    found
+}
+
+/// Blocks of a file with the tid at which each changed last, as runs in order.
+pub(super) fn revs_of(
+    txn: &ReadTxn,
+    file: FileId,
+    span: BlockSpan,
+) -> Result<Vec<(BlockSpan, Tid)>, ReadError> {
+    let mut revs: Vec<(BlockSpan, Tid)> = Vec::new();
+    let mut first = span.first.raw();
+    while first <= span.last.raw() {
+        let count = (span.last.raw() - first).saturating_add(1).min(BLOCKS_STEP);
+        for run in txn.blocks(file, BlockIndex::new(first), BlockCount::new(count))? {
+            let last = BlockIndex::new(run.first.raw() + (run.count - 1));
+            match revs.last_mut() {
+                Some((before, rev)) if *rev == run.rev && before.last.next() == Some(run.first) => {
+                    before.last = last;
+                }
+                _ => revs.push((BlockSpan { first: run.first, last }, run.rev)),
+            }
+        }
+        first += count;
+    }
+    Ok(revs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::env::SystemClock;
+    use crate::store::native::{InitOptions, NativeStore, OpenOptions};
+    use revfs_protocol::BlockSize;
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::time::Duration;
+
+    /// Each block of runs with its revision.
+    fn by_block(pins: &[(BlockSpan, Tid)]) -> BTreeMap<BlockIndex, Tid> {
+        pins.iter().flat_map(|(span, rev)| span.blocks().map(|block| (block, *rev))).collect()
+    }
+
+    #[test]
+    fn the_index_and_the_store_tell_the_same() {
+        const BLOCK: u64 = 4096;
+        const BLOCKS: u64 = 12;
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("store");
+        let init =
+            InitOptions { sync: false, block_size: BlockSize::new(BLOCK).unwrap(), ..InitOptions::default() };
+        NativeStore::init(&root, &init, &*SystemClock::shared()).unwrap();
+        let store = NativeStore::open(&root, OpenOptions { sync: false, ..OpenOptions::default() }).unwrap();
+        let mut state = 3u64;
+        let mut below = |bound: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % bound
+        };
+        let mut tids = Vec::new();
+        let mut file = None;
+        for round in 0..60u8 {
+            let mut txn = store.begin(None).unwrap();
+            let id = *file.get_or_insert_with(|| txn.create(b"f", None).unwrap());
+            if below(5) == 0 {
+                pollster::block_on(txn.set_size(id, below(BLOCKS * BLOCK))).unwrap();
+            }
+            for _ in 0..1 + below(3) {
+                let (first, count) = (below(BLOCKS), 1 + below(3));
+                let bytes = vec![round + 1; (count * BLOCK) as usize];
+                let start = first * BLOCK;
+                pollster::block_on(txn.write(id, start..start + count * BLOCK, &bytes)).unwrap();
+            }
+            tids.push(pollster::block_on(txn.commit()).unwrap().tid);
+        }
+        let file = file.unwrap();
+        let shared = store.as_store();
+        let view = |at: Tid| {
+            let txn = ReadTxn::new(&shared, at).unwrap();
+            let meta = txn.file(file).unwrap().unwrap();
+            FileView { txn, meta: Arc::new(meta) }
+        };
+        let newest = *tids.last().unwrap();
+        let (indexed, plain) = (
+            History::new(newest, TailOptions { span: Duration::from_secs(3600), ..TailOptions::default() }),
+            History::new(newest, TailOptions::default()),
+        );
+        indexed.seed(&view(newest).txn);
+        assert!(indexed.window().0.0 < tids[0], "the index has all of it");
+        let all = || vec![span(0, BLOCKS + 4)];
+        for (older, at) in tids.iter().enumerate() {
+            let found = by_block(&indexed.pins_at(&view(*at), span(0, BLOCKS + 4)).unwrap());
+            for (block, rev) in by_block(&plain.pins_at(&view(*at), span(0, BLOCKS + 4)).unwrap()) {
+                // A shrink counts as a change of holes too; that is as good.
+                let same =
+                    |rev: &Tid| view(*rev).txn.blocks(file, block, BlockCount::new(1)).unwrap()[0].data;
+                assert!(found[&block] >= rev && found[&block] <= *at, "block {block} @{at}");
+                assert_eq!(same(&found[&block]), same(at), "block {block} @{at}");
+            }
+            for head in &tids[older..] {
+                let blocks = |spans: Vec<BlockSpan>| -> BTreeSet<_> {
+                    spans.iter().flat_map(|s| s.blocks()).collect()
+                };
+                let by_index = blocks(indexed.changed(&view(*head), *at, all()).unwrap());
+                let by_store = blocks(plain.changed(&view(*head), *at, all()).unwrap());
+                assert!(by_index.is_superset(&by_store), "@{at} to @{head}: {by_index:?} {by_store:?}");
+                for block in by_index.difference(&by_store) {
+                    let data =
+                        |at: &Tid| view(*at).txn.blocks(file, *block, BlockCount::new(1)).unwrap()[0].data;
+                    assert_eq!(data(at), data(head), "more than what changed is told for holes only");
+                }
+            }
+        }
+    }
+
+    fn span(first: u64, last: u64) -> BlockSpan {
+        BlockSpan { first: BlockIndex::new(first), last: BlockIndex::new(last) }
+    }
+
+    #[test]
+    fn what_is_common_is_what_both_have() {
+        let mut state = 7u64;
+        let mut below = |bound: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % bound
+        };
+        for _ in 0..2000 {
+            let mut runs = |most: u64| {
+                let (mut next, mut runs) = (below(4), Vec::new());
+                for _ in 0..below(most) {
+                    let count = 1 + below(4);
+                    runs.push((next, count));
+                    next += count + 1 + below(4);
+                }
+                runs
+            };
+            let (spans, changed) = (runs(6), runs(6));
+            let rest = below(3).checked_sub(1).map(|_| BlockIndex::new(below(30)));
+            let before_rest = |first: u64, count: u64| match rest {
+                Some(rest) if first >= rest.raw() => 0,
+                Some(rest) => count.min(rest.raw() - first),
+                None => count,
+            };
+            let kept = changed.iter().map(|(first, count)| (*first, before_rest(*first, *count)));
+            let kept = kept.filter(|(_, count)| *count > 0);
+            let blocks =
+                kept.map(|(first, count)| (BlockIndex::new(first), BlockCount::new(count))).collect();
+            let slice = FileSlice { blocks, rest, ..FileSlice::unchanged(FileId::from_raw(1)) };
+            let spans: Vec<_> = spans.iter().map(|(first, count)| span(*first, first + count - 1)).collect();
+            let all = spans.iter().flat_map(|span| span.blocks());
+            let expected: BTreeSet<_> = all.filter(|block| slice.contains(*block)).collect();
+            let found: BTreeSet<_> = common(&spans, &slice).iter().flat_map(|span| span.blocks()).collect();
+            assert_eq!(found, expected, "{spans:?} {slice:?}");
+        }
+    }
+}
