@@ -15,7 +15,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use revfs::env::{SystemClock, sleep};
-use revfs::store::native::{NativeStore, OpenOptions};
+use revfs::store::native::{INDEX_SCHEMA, NativeStore, OpenOptions};
 
 /// A test that takes longer than this hangs: what it mounted and started is ended, so that it fails instead.
 const WATCHDOG: Duration = Duration::from_secs(400);
@@ -208,6 +208,11 @@ impl Place {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
+    }
+
+    /// The folder of the index's tables of the store `s`.
+    pub fn index(&self) -> PathBuf {
+        self.path(&format!("s/index/v{INDEX_SCHEMA}"))
     }
 
     /// The program with these arguments, to be run in the folder.
