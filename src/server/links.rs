@@ -293,6 +293,7 @@ impl Server {
                 Action::Kill(fault) => self.accuse(link, fault),
             }
         }
+                Action::GiveUp(request) => self.setups.give_up(link.id, &request),
         if readable {
             link.deliver();
         }

@@ -234,6 +234,10 @@ impl Link {
                 actions.push(Action::Release(wait));
             }
         }
+        // Else those for a state that never comes pile up with who begins and stops watches.
+        if let Some(running) = watch.running_request() {
+            actions.push(Action::GiveUp(running));
+        }
         for request in watch.take_requests() {
             if reply {
                 self.reply_refused(&request, "the watch was stopped");
