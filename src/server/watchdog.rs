@@ -147,7 +147,12 @@ pub(super) fn run(server: &Arc<Server>) {
     while rest(server) {
         let now = server.options.clock.monotonic();
         for link in server.links.all() {
-            link.with(server, |state, actions| state.tick(now, actions));
+            // Looked at before its pins: who is gone is not late with them.
+            let gone = link.process.is_gone();
+            link.with(server, |state, actions| match gone {
+                true => state.opener_exited(actions),
+                false => state.tick(now, actions),
+            });
         }
         server.prosecute();
         if now >= look_at {

@@ -341,6 +341,12 @@ impl Link {
         self.end(actions);
     }
 
+    /// The process that opened the link is gone, and all that it mapped. Others may still have the link open: a
+    /// child of it, or who was given the descriptor.
+    pub fn opener_exited(&mut self, actions: &mut Vec<Action>) {
+        self.close("opener exited", actions);
+    }
+
     /// Rule 16: decided under the link's mutex, while the pin is owed.
     fn fault(&mut self, cause: String, grace: Duration, actions: &mut Vec<Action>) {
         self.faulted = true;
