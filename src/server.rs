@@ -26,7 +26,7 @@ pub use clients::{ClientProcess, Processes};
 pub use delta::{Delta, RangeSet, Shrunk};
 pub use head_read::{HeadRead, HeadReadError};
 pub use links::{LinkId, LinkOver, LinkRead, LinkReply, WatchLink};
-pub use stats::Stats;
+pub use stats::{Gauges, Stats};
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

@@ -176,21 +176,6 @@ impl Server {
         Ok(targets)
     }
 
-    /// READs that wait for acks.
-    pub fn parked_reads(&self) -> usize {
-        self.parked.count()
-    }
-
-    /// Watch links that are open, and watches on them.
-    pub fn watch_counts(&self) -> (usize, usize) {
-        (self.links.count(), self.links.watches())
-    }
-
-    /// Blocks that are tracked, and of how many files.
-    pub fn tracked_counts(&self) -> (u64, usize) {
-        self.tracking.counts()
-    }
-
     fn is_victim(&self, thread: u32) -> bool {
         let victims = self.victims.load();
         if victims.is_empty() {

@@ -12,7 +12,7 @@ use revfs_protocol::{FileId, Tid};
 
 use super::clients::ClientProcess;
 use super::{Server, Stats};
-use crate::watch::{Action, Link, LinkOptions, Serial};
+use crate::watch::{Action, Link, LinkOptions, LinkStats, Serial};
 
 /// Number of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -78,6 +78,11 @@ impl WatchLink {
         let result = change(&mut self.state().link, &mut actions);
         server.do_link_actions(self, actions);
         result
+    }
+
+    /// Counts of what it has.
+    pub(super) fn stats(&self) -> LinkStats {
+        self.state().link.stats()
     }
 
     /// Whether a read of it is answered at once.
@@ -288,6 +293,7 @@ impl Server {
             match action {
                 Action::Readable => readable = true,
                 Action::Setup(request) => self.setup_asked(link, request),
+                Action::GiveUp(request) => self.setups.give_up(link.id, &request),
                 Action::Release(wait) => self.parked.release(wait),
                 Action::Unregister { file, serial } => self.links.unregister(file, link.id, serial),
                 Action::Kill(fault) => self.accuse(link, fault),

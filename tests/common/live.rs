@@ -289,7 +289,12 @@ impl Place {
 
     /// Mounts the store `s`, by a server in the background.
     pub fn mount_at(&self, name: &str) -> Live {
-        self.ok(&["mount", "s", name, "--log", "server.log"]);
+        self.mount_with(name, &[])
+    }
+
+    /// The same, with more options.
+    pub fn mount_with(&self, name: &str, options: &[&str]) -> Live {
+        self.ok(&[&["mount", "s", name, "--log", "server.log"], options].concat());
         Live { root: self.path(name) }
     }
 
@@ -372,6 +377,13 @@ impl Live {
     /// Waits until `head/at` shows `tid` or a later one.
     pub fn wait(&self, tid: &str) {
         wait_until("head/at moves", || self.at().as_str() >= tid);
+    }
+
+    /// A gauge or a counter of `.revfs/stats`.
+    pub fn stat(&self, name: &str) -> u64 {
+        let stats = fs::read_to_string(self.path(".revfs/stats")).unwrap();
+        let mut values = stats.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        values.next().unwrap_or_else(|| panic!("no {name} in {stats}")).parse().unwrap()
     }
 
     /// Process of the server.
