@@ -318,9 +318,10 @@ fn who_is_killed_by_others_in_its_own_page_fault_dies_at_once() {
     if no_fuse("who_is_killed_by_others_in_its_own_page_fault") {
         return;
     }
-    for moment in MOMENTS {
+    for (moment, mode) in MOMENTS.into_iter().flat_map(|moment| [(moment, "mute"), (moment, "mute --random")])
+    {
         let scene = Scene::new(LONG);
-        let (good, mut bad) = scene.clients("mute", moment);
+        let (good, mut bad) = scene.clients(mode, moment);
         scene.fault_in(&mut bad, moment);
         std::thread::scope(|scope| {
             // Waits for the same page as the fault.
@@ -338,9 +339,10 @@ fn a_victim_in_its_own_page_fault_dies_of_the_servers_signal() {
     if no_fuse("a_victim_in_its_own_page_fault_dies") {
         return;
     }
-    for moment in MOMENTS {
+    for (moment, mode) in MOMENTS.into_iter().flat_map(|moment| [(moment, "mute"), (moment, "mute --random")])
+    {
         let scene = Scene::new(SHORT);
-        let (good, mut bad) = scene.clients("mute", moment);
+        let (good, mut bad) = scene.clients(mode, moment);
         scene.fault_in(&mut bad, moment);
         std::thread::scope(|scope| served(scope.spawn(|| scene.read()), &[1, 2, 1, 2]));
         assert_eq!(bad.ended_by(), Some(Signal::BUS.as_raw()), "{moment:?}");
