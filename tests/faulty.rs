@@ -42,8 +42,6 @@ enum End {
     Signal(Signal),
     /// It exits with 0.
     Exit,
-    /// Not at all.
-    Lives,
 }
 
 /// A mount with a file `a` of four blocks that were all read.
@@ -105,8 +103,13 @@ impl Scene {
         (good, bad)
     }
 
-    fn waits_for(&self, what: &str) {
-        wait_until(what, || self.live.stat(what) > 0);
+    /// Lets a client that does not answer wait in a page fault for a pin that it owes itself.
+    fn fault_in(&self, bad: &mut Puppet, moment: Moment) {
+        if moment == Moment::SetUp {
+            bad.until("heard 2 pin");
+        }
+        bad.ask("touch 1", "touching");
+        wait_until("its READ waits", || self.live.stat("reads_waiting") > 0);
     }
 
     /// All is as it has to be after a test: who behaved lives and sees its revision, and nothing is left.
@@ -148,7 +151,6 @@ fn play(mode: &str, moment: Moment, pin_timeout: &str, end: End) {
             assert_eq!(scene.live.stat("kills"), 0, "{mode}, {moment:?}");
             assert_eq!(bad.ended().code(), Some(0));
         }
-        End::Lives => bad.quit(),
     }
     scene.expect_end(good, u64::from(matches!(end, End::Signal(_))));
 }
@@ -316,11 +318,11 @@ fn who_is_killed_by_others_in_its_own_page_fault_dies_at_once() {
     if no_fuse("who_is_killed_by_others_in_its_own_page_fault") {
         return;
     }
-    for moment in MOMENTS {
+    for (moment, mode) in MOMENTS.into_iter().flat_map(|moment| [(moment, "mute"), (moment, "mute --random")])
+    {
         let scene = Scene::new(LONG);
-        let (good, mut bad) = scene.clients("mute", moment);
-        bad.ask("touch 1", "touching");
-        scene.waits_for("reads_waiting");
+        let (good, mut bad) = scene.clients(mode, moment);
+        scene.fault_in(&mut bad, moment);
         std::thread::scope(|scope| {
             // Waits for the same page as the fault.
             let reader = scope.spawn(|| scene.read());
@@ -337,10 +339,11 @@ fn a_victim_in_its_own_page_fault_dies_of_the_servers_signal() {
     if no_fuse("a_victim_in_its_own_page_fault_dies") {
         return;
     }
-    for moment in MOMENTS {
+    for (moment, mode) in MOMENTS.into_iter().flat_map(|moment| [(moment, "mute"), (moment, "mute --random")])
+    {
         let scene = Scene::new(SHORT);
-        let (good, mut bad) = scene.clients("mute", moment);
-        bad.ask("touch 1", "touching");
+        let (good, mut bad) = scene.clients(mode, moment);
+        scene.fault_in(&mut bad, moment);
         std::thread::scope(|scope| served(scope.spawn(|| scene.read()), &[1, 2, 1, 2]));
         assert_eq!(bad.ended_by(), Some(Signal::BUS.as_raw()), "{moment:?}");
         scene.expect_end(good, 1);
@@ -355,8 +358,11 @@ fn signals_reach_who_waits_to_read_its_link() {
     let scene = Scene::new(LONG);
     let good = scene.good();
     let mut bad = scene.good();
-    signal_to(bad.pid(), Signal::USR1);
-    bad.expect("interrupted");
+    // Again and again: one that comes before it reads finds nothing to interrupt.
+    wait_until("it is interrupted", || {
+        signal_to(bad.pid(), Signal::USR1);
+        bad.has_said("interrupted")
+    });
     scene.commit(&[1, 2, 1, 2]);
     assert_eq!(scene.read(), filled(&[1, 2, 1, 2]));
     assert_eq!(bad.ask("look", "sees"), "sees 1 1 1 1", "it goes on as before");
@@ -394,4 +400,31 @@ fn a_flood_of_requests_ends_its_link_and_takes_little_memory() {
     assert_eq!(churns.ask("look", "sees"), "sees 1 1 1 1");
     churns.quit();
     scene.expect_end(good, 0);
+}
+
+#[test]
+fn a_stop_ends_though_pins_are_owed_and_shows_nobody_another_revision() {
+    if no_fuse("a_stop_ends_though_pins_are_owed") {
+        return;
+    }
+    for moment in MOMENTS {
+        let scene = Scene::new(LONG);
+        let (mut good, mut bad) = scene.clients("mute", moment);
+        scene.fault_in(&mut bad, moment);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| fs::read(scene.live.head("a")));
+            let stop = scene.place.run(&["umount", "m", "--timeout", "10s"]);
+            assert_eq!(stop.code(), 0, "{moment:?}: {}", stop.err);
+            // It is served or refused.
+            if let Ok(bytes) = reader.join().unwrap() {
+                assert_eq!(bytes, filled(&[1, 2, 1, 2]), "{moment:?}");
+            }
+        });
+        // Its page fault fails; it is not answered with the newest data.
+        assert_eq!(bad.ended_by(), Some(Signal::BUS.as_raw()), "{moment:?}");
+        good.until("heard 0 error: shutting down");
+        good.until("end");
+        good.quit();
+        scene.place.expect_nothing_left();
+    }
 }

@@ -274,8 +274,13 @@ impl Server {
         self.setups.forget(link.id);
     }
 
-    /// Ends all links with `0 error: <why>`.
+    /// Ends all links with `0 error: <why>`. From now on READs of clients with watches fail: nobody tells them any
+    /// more what to map elsewhere, and head may be newer than their state.
     pub fn close_links(self: &Arc<Self>, why: &str) {
+        let watching = self.links.all().into_iter().filter(|link| link.stats().watches > 0);
+        let pids: Vec<u32> = watching.map(|link| link.process.pid()).collect();
+        self.abandoned.store(Arc::new(pids.clone()));
+        self.end_reads_of(&pids);
         for link in self.links.all() {
             link.with(self, |state, actions| state.close(why, actions));
         }

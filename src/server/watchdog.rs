@@ -138,8 +138,13 @@ impl Server {
             victims.push(pid);
             self.victims.store(Arc::new(victims));
         }
+        self.end_reads_of(&[pid]);
+    }
+
+    /// Lets the parked READs of processes fail.
+    pub(super) fn end_reads_of(&self, pids: &[u32]) {
         if let Ok(processes) = self.processes() {
-            self.parked.end_of(|thread| processes.pid_of(thread) == Some(pid));
+            self.parked.end_of(|thread| processes.pid_of(thread).is_some_and(|pid| pids.contains(&pid)));
         }
     }
 

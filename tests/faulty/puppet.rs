@@ -70,6 +70,11 @@ impl Puppet {
         line.unwrap_or_else(|error| panic!("{}: no line: {error}", self.name))
     }
 
+    /// Whether it has said this line as the next one by now.
+    pub fn has_said(&mut self, line: &str) -> bool {
+        self.lines.try_recv().is_ok_and(|heard| heard == line)
+    }
+
     /// Its next line is this one.
     pub fn expect(&mut self, line: &str) {
         let heard = self.hear();
@@ -112,7 +117,7 @@ impl Puppet {
         assert_eq!(self.ended().code(), Some(0), "{}", self.name);
     }
 
-    /// Waits until it has ended and nobody has waited for it.
+    /// Whether it has ended and nobody has waited for it.
     pub fn is_zombie(&self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
         stat.rsplit_once(") ").unwrap().1.starts_with('Z')

@@ -44,7 +44,7 @@ pub fn run(args: Args) -> Result<()> {
     let path = mount.join("head/bigfile").join(&args.file);
     let len = rustix::fs::getxattr(&path, "user.revfs.file", &mut id)?;
     let id = String::from_utf8_lossy(&id[..len]).into_owned();
-    let map = Arc::new(Mapping::new(mount, &args.file, id.clone())?);
+    let map = Arc::new(Mapping::new(mount, &args.file, id.clone(), args.random)?);
     let link = Link::open(mount, args.thread)?;
     let mode = args.mode;
     match mode {
@@ -156,8 +156,15 @@ impl Client {
         // Of a file that nobody else watches: its own watch is not to be stopped.
         for count in 0..CHURNED {
             let stream = 2 * count + 101;
-            let frames = format!("{stream} watch {NEVER} @{NEVER}\n{stream} watch {NEVER} -\n");
-            self.link.file()?.write_all(frames.as_bytes())?;
+            let (begin, end) =
+                (format!("{stream} watch {NEVER} @{NEVER}\n"), format!("{stream} watch {NEVER} -\n"));
+            let mut file = self.link.file()?;
+            if count % 2 == 0 {
+                file.write_all((begin + &end).as_bytes())?;
+            } else {
+                file.write_all(begin.as_bytes())?;
+                file.write_all(end.as_bytes())?;
+            }
             for end in ["the watch was stopped", "ok"] {
                 let line = self.link.hear()?.unwrap_or_default();
                 if !line.ends_with(end) {

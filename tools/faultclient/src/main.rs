@@ -20,10 +20,11 @@ use mode::Mode;
 const LIFE_SECONDS: u32 = 300;
 
 const USAGE: &str = "\
-usage: faultclient MODE MOUNT FILE REV [--until-turn] [--second] [--thread]
+usage: faultclient MODE MOUNT FILE REV [--until-turn] [--random] [--second] [--thread]
 
 Watches MOUNT/head/bigfile/FILE at REV (16 hex digits).
   --until-turn  does as it is told until `turn` comes on stdin
+  --random      its mapping is advised MADV_RANDOM: a page fault is a read that cannot be killed
   --second      has a second link with the same watch, which it never reads
   --thread      the link is opened by a thread that ends then
 
@@ -44,6 +45,7 @@ struct Args {
     file: String,
     rev: String,
     until_turn: bool,
+    random: bool,
     second: bool,
     thread: bool,
 }
@@ -51,11 +53,20 @@ struct Args {
 fn parse(arguments: impl Iterator<Item = String>) -> Option<Args> {
     let (options, words): (Vec<String>, Vec<String>) = arguments.partition(|word| word.starts_with("--"));
     let [mode, mount, file, rev] = <[String; 4]>::try_from(words).ok()?;
-    let mut args =
-        Args { mode: Mode::parse(&mode)?, mount, file, rev, until_turn: false, second: false, thread: false };
+    let mut args = Args {
+        mode: Mode::parse(&mode)?,
+        mount,
+        file,
+        rev,
+        until_turn: false,
+        random: false,
+        second: false,
+        thread: false,
+    };
     for option in options {
         match option.as_str() {
             "--until-turn" => args.until_turn = true,
+            "--random" => args.random = true,
             "--second" => args.second = true,
             "--thread" => args.thread = true,
             _ => return None,

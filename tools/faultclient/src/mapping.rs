@@ -5,7 +5,7 @@ use std::io::Result;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::mm::{MapFlags, ProtFlags, mmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
 
 /// The mapping. It stays for the life of the process.
 pub struct Mapping {
@@ -22,8 +22,8 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps all of a file.
-    pub fn new(mount: &Path, name: &str, id: String) -> Result<Mapping> {
+    /// Maps all of a file. `random`: a page fault reads one page, and its thread cannot be killed while it does.
+    pub fn new(mount: &Path, name: &str, id: String, random: bool) -> Result<Mapping> {
         let file = File::open(mount.join("head/bigfile").join(name))?;
         let meta = file.metadata()?;
         let block = usize::try_from(meta.blksize()).unwrap_or(usize::MAX);
@@ -31,6 +31,11 @@ impl Mapping {
         let (prot, flags) = (ProtFlags::READ, MapFlags::SHARED);
         // SAFETY: a new mapping, which nothing else in this process knows.
         let start = unsafe { mmap(std::ptr::null_mut(), block * blocks, prot, flags, &file, 0)?.cast() };
+        if random {
+            let start: *mut u8 = start;
+            // SAFETY: the mapping that was just made; what it shows stays the same.
+            unsafe { madvise(start.cast(), block * blocks, Advice::Random)? };
+        }
         Ok(Mapping { mount: mount.to_owned(), id, start, block, blocks })
     }
 
