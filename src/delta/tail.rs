@@ -1,10 +1,10 @@
 //! The change index in memory, for stores whose commits name the blocks that they change.
 //!
 //! Invariant: one writer at a time (a mutex) and any number of readers, who take no lock: a reader takes the
-//! published [`State`] once, an `Arc` swap, and answers from it. What leads to entries (tables, newest links) is
+//! published `State` once, an `Arc` swap, and answers from it. What leads to entries (tables, newest links) is
 //! shared with later states, so a reader may meet entries that are newer than its state, and goes back from
 //! them; if such an entry is in a chunk that its state does not have, a newer state has been published, and
-//! it starts again with that ([`Behind`]). Memory is bounded by [`TailOptions::entries_max`]; what is forgotten is
+//! it starts again with that (`Behind`). Memory is bounded by [`TailOptions::entries_max`]; what is forgotten is
 //! freed chunk by chunk, and the tables are made anew when too much of them is garbage.
 
 mod index;
