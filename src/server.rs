@@ -27,6 +27,7 @@ pub use delta::{Delta, RangeSet, Shrunk};
 pub use head_read::{HeadRead, HeadReadError};
 pub use links::{LinkId, LinkOver, LinkRead, LinkReply, WatchLink};
 pub use stats::{Gauges, Stats};
+pub use tracking::{ReadBytes, UnderWay};
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

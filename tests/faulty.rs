@@ -428,3 +428,36 @@ fn a_stop_ends_though_pins_are_owed_and_shows_nobody_another_revision() {
         scene.place.expect_nothing_left();
     }
 }
+
+/// The kernel tries a page fault again when its READ was answered, and from then on holds the lock that the client
+/// needs to map anything. A commit that drops the page in between makes that fault READ once more, and that READ must
+/// need no pin: the pin comes before the page is dropped.
+#[test]
+fn a_page_fault_whose_page_was_dropped_before_it_was_mapped_kills_nobody() {
+    if no_fuse("a_page_fault_whose_page_was_dropped") {
+        return;
+    }
+    for readers in 1..=2 {
+        let scene = Scene::new(SHORT);
+        let first = scene.good();
+        let mut slow = scene.start("mute");
+        slow.until("heard 1 ok");
+        let t2 = scene.commit(&[1, 2, 1, 1]);
+        let mut good: Vec<Puppet> = (0..readers).map(|_| Puppet::start(&scene.live, "obey", &t2)).collect();
+        good.iter_mut().for_each(|good| drop(good.until("heard 1 ok")));
+        // Their READ waits for the other client, and needs no pin of theirs.
+        good.iter_mut().for_each(|good| drop(good.ask("touch 1", "touching")));
+        wait_until("the READ waits", || scene.live.stat("reads_waiting") > 0);
+        let t3 = commit(&scene.place, &[1, 3, 1, 1]);
+        good.iter_mut().for_each(|good| drop(good.until("said 2 ack")));
+        slow.tell("say 2 ack");
+        for good in &mut good {
+            good.until("touched 1 2");
+            assert_eq!(good.ask("look", "sees"), "sees 1 2 1 1");
+            good.quit();
+        }
+        scene.live.wait(&t3);
+        slow.quit();
+        scene.expect_end(first, 0);
+    }
+}

@@ -25,8 +25,8 @@ use super::inodes::Key;
 use super::links;
 use super::mount::DiskSpace;
 use super::tree::{Kind, Stat, Tree, UNKNOWN_INO};
-use crate::server::{FileView, HeadReadError, Stats};
-use crate::store::{Load, NAME_BYTES_MAX, ReadBuffer};
+use crate::server::{FileView, HeadReadError, ReadBytes, Stats};
+use crate::store::{Load, NAME_BYTES_MAX};
 use crate::view::{self, Seek};
 
 /// Numbers are never given again, so there is one generation.
@@ -227,7 +227,7 @@ const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 
 /// Answers a READ of file data.
-fn answer_read(tree: &Tree, ino: INodeNo, result: Result<ReadBuffer, HeadReadError>, reply: ReplyData) {
+fn answer_read(tree: &Tree, ino: INodeNo, result: Result<ReadBytes, HeadReadError>, reply: ReplyData) {
     let server = tree.server();
     match result {
         Ok(bytes) => {

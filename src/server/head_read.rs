@@ -12,7 +12,7 @@ use revfs_protocol::{BlockIndex, BlockSpan, FileId, Tid};
 use super::history::revs_of;
 use super::links::WatchLink;
 use super::parked::Outcome;
-use super::tracking::blocks_of;
+use super::tracking::{ReadBytes, UnderWay, blocks_of};
 use super::{FileView, Server, Stats};
 use crate::store::{Load, ReadBuffer, ReadError};
 use crate::watch::{ReadNeed, WaitId};
@@ -29,12 +29,37 @@ pub enum HeadReadError {
 }
 
 /// A READ that is answered now or later.
-pub type HeadRead = Load<Result<ReadBuffer, HeadReadError>>;
+pub type HeadRead = Load<Result<ReadBytes, HeadReadError>>;
+
+type BufferRead = Load<Result<ReadBuffer, HeadReadError>>;
 
 impl Server {
     /// Reads bytes of a file under head for a thread, clipped to the file's size.
     pub fn read_head(self: &Arc<Self>, file: FileId, offset: u64, len: usize, thread: u32) -> HeadRead {
-        self.begin_head_read(file, offset, len, thread).unwrap_or_else(|error| Load::Ready(Err(error)))
+        let under_way = match self.track(file, offset, len) {
+            Ok(under_way) => under_way,
+            Err(error) => return Load::Ready(Err(error.into())),
+        };
+        match self.begin_head_read(file, offset, len, thread) {
+            Ok(Load::Ready(result)) => {
+                Load::Ready(result.map(|buffer| ReadBytes { buffer, _under_way: under_way }))
+            }
+            Ok(Load::Pending(future)) => {
+                let answer = async move { Ok(ReadBytes { buffer: future.await?, _under_way: under_way }) };
+                Load::Pending(Box::pin(answer))
+            }
+            Err(error) => Load::Ready(Err(error)),
+        }
+    }
+
+    /// Tracks the blocks of a READ, before anything else is looked at.
+    fn track(self: &Arc<Self>, file: FileId, offset: u64, len: usize) -> Result<Option<UnderWay>, ReadError> {
+        let known = self.tracking.add(self, file, offset, len);
+        if known.is_some() {
+            return Ok(known);
+        }
+        self.tracking.begin(file, self.head_file(file)?.meta.block_size);
+        Ok(self.tracking.add(self, file, offset, len))
     }
 
     fn begin_head_read(
@@ -43,11 +68,7 @@ impl Server {
         offset: u64,
         len: usize,
         thread: u32,
-    ) -> Result<HeadRead, HeadReadError> {
-        if !self.tracking.add(file, offset, len) {
-            self.tracking.begin(file, self.head_file(file)?.meta.block_size);
-            self.tracking.add(file, offset, len);
-        }
+    ) -> Result<BufferRead, HeadReadError> {
         let view = self.head_file(file)?;
         if self.is_barred(thread) {
             return Err(HeadReadError::Barred);
@@ -89,10 +110,14 @@ impl Server {
 
     /// Reads bytes of a file under a revision, clipped to the file's size. Nobody has a say in it.
     pub fn read_rev(&self, view: &FileView, offset: u64, len: usize) -> HeadRead {
-        self.load(view, offset, len)
+        let answer = |buffer| ReadBytes { buffer, _under_way: None };
+        match self.load(view, offset, len) {
+            Load::Ready(result) => Load::Ready(result.map(answer)),
+            Load::Pending(future) => Load::Pending(Box::pin(async move { Ok(answer(future.await?)) })),
+        }
     }
 
-    fn load(&self, view: &FileView, offset: u64, len: usize) -> HeadRead {
+    fn load(&self, view: &FileView, offset: u64, len: usize) -> BufferRead {
         match self.read(view, offset, len) {
             Load::Ready(result) => Load::Ready(result.map_err(HeadReadError::from)),
             Load::Pending(future) => {
@@ -109,7 +134,7 @@ impl Server {
         view: &FileView,
         (offset, len): (u64, usize),
         thread: u32,
-    ) -> Result<HeadRead, HeadReadError> {
+    ) -> Result<BufferRead, HeadReadError> {
         if self.is_barred(thread) {
             return Err(HeadReadError::Barred);
         }
@@ -131,6 +156,21 @@ impl Server {
                 let source = std::io::Error::other(error);
                 Err(ReadError::Io { object: "a parked READ".to_owned(), source }.into())
             }
+        }
+    }
+
+    /// Pins blocks for all who must not see them as they are in head, because of the changes up to `at`. `wait` counts
+    /// the acks.
+    pub(super) fn pin_behind(self: &Arc<Self>, file: FileId, at: Tid, span: BlockSpan, wait: WaitId) {
+        let revs = self.head_file(file).and_then(|view| revs_of(&view.txn, file, span));
+        let revs = revs.unwrap_or_else(|error| {
+            // A pin too many harms nobody.
+            log::warn!("blocks of file {file} are pinned as if all had changed: {error}");
+            vec![(span, at)]
+        });
+        let newest = revs.iter().map(|(_, rev)| *rev).max().unwrap_or(Tid::ZERO);
+        for link in self.links.behind(file, newest) {
+            self.ask_link(&link, file, &revs, wait);
         }
     }
 

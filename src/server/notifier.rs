@@ -3,9 +3,14 @@
 //! Invariant: it serves no request and holds no lock while the kernel works, for the kernel waits there for
 //! READs that are under way (rule 17). `shown` becomes t only when all of t has been dropped (rule 18).
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
+use revfs_protocol::{FileId, Tid};
+
+use super::parked::NO_THREAD;
+use super::tracking::ANSWER_SETTLES;
 use super::{Delta, KernelCache, Server, Stats};
 
 /// Drops what is queued until the server stops.
@@ -41,10 +46,13 @@ fn next(server: &Server) -> Option<Delta> {
 fn invalidate(server: &Arc<Server>, kernel: &dyn KernelCache, delta: Delta) {
     let stats = &server.stats;
     let files: Vec<_> = delta.files.keys().copied().collect();
-    for (file, ranges) in delta.files {
+    let changed: Vec<_> =
+        delta.files.into_iter().map(|(file, ranges)| (file, ranges.into_ranges())).collect();
+    settle(server, delta.at, &changed);
+    for (file, ranges) in changed {
         // All changed blocks, tracked or not (rule 2). A READ of older bytes that is under way holds its pages
         // locked since before it took its head; this call waits for it, and drops what it filled in.
-        for range in ranges.into_ranges() {
+        for range in ranges {
             kernel.invalidate_data(file, range.start, range.end - range.start);
             Stats::add(&stats.invalidated_ranges, 1);
         }
@@ -63,5 +71,38 @@ fn invalidate(server: &Arc<Server>, kernel: &dyn KernelCache, delta: Delta) {
     }
     if delta.tags {
         kernel.invalidate_root();
+    }
+}
+
+/// Waits until no page fault of a client with a watch can be caught between the answer of its READ and the page
+/// (rule 24).
+///
+/// After the answer the kernel tries the fault again, now under the lock that the client needs to map anything. If the
+/// page is gone by then, the fault READs once more, and that READ must not need a pin. So whoever may wait for a READ
+/// that is under way is pinned before the page is dropped, and who was answered a moment ago gets the time to map it.
+/// Every READ that comes later is answered from a head that is published already, and asks for its pins itself.
+fn settle(server: &Arc<Server>, at: Tid, changed: &[(FileId, Vec<Range<u64>>)]) {
+    let (wait, outcome) = server.parked.begin(NO_THREAD);
+    let mut answered = None;
+    for (file, ranges) in changed {
+        if server.links.oldest_at(*file).is_none_or(|oldest| oldest >= at) {
+            continue;
+        }
+        let touched = server.tracking.touched(*file, ranges);
+        answered = answered.max(touched.answered);
+        for span in touched.under_way {
+            server.pin_behind(*file, at, span, wait);
+        }
+    }
+    if server.parked.settle(wait) {
+        // Until everybody has mapped it, or is dead; an error is a server that ends.
+        let _ = pollster::block_on(outcome);
+    }
+    let now = server.options.clock.monotonic();
+    let left = answered.and_then(|answered| (answered + ANSWER_SETTLES).checked_sub(now));
+    if let Some(left) = left.filter(|left| !left.is_zero()) {
+        let queue = server.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = |queue: &mut super::Queue| !queue.stopping;
+        drop(server.queue_moved.wait_timeout_while(queue, left, running));
     }
 }

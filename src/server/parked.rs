@@ -10,6 +10,9 @@ use futures::channel::oneshot::{self, Receiver, Sender};
 
 use crate::watch::WaitId;
 
+/// Nobody issued the wait but the server.
+pub(super) const NO_THREAD: u32 = 0;
+
 /// How the wait of a READ ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {

@@ -10,11 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use revfs_protocol::{BlockSpan, FileId, Tid};
 
+use super::parked::NO_THREAD;
 use super::setup::blocks_between;
 use super::{Delta, Server, Shrunk};
-
-/// Nobody issued the wait but the server.
-const NO_THREAD: u32 = 0;
 
 /// Sizes that are told although head is smaller.
 #[derive(Debug, Default)]

@@ -1,5 +1,6 @@
 //! The order in which heads are published, caches dropped and `head/at` moved.
 
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,6 +9,7 @@ use revfs_protocol::{FileId, RevSpec, Tid};
 
 use super::*;
 use crate::env::ManualClock;
+use crate::watch::Serial;
 use common::{BLOCK, Edit, ScriptedStore};
 
 #[path = "../../tests/common/store.rs"]
@@ -261,4 +263,56 @@ fn revisions_resolve_to_commits_at_or_before_head() {
     // The clock was turned back: nothing after it counts.
     f.clock.set_unix_ns(now - 300 * second);
     assert_eq!(raw("2026"), tids[0]);
+}
+
+/// Bytes of a READ under head, which is under way until they are dropped.
+fn read_head(f: &Fixture, file: FileId, offset: u64) -> ReadBytes {
+    match f.server.read_head(file, offset, 1, 1) {
+        Load::Ready(bytes) => bytes.unwrap(),
+        Load::Pending(_) => panic!("nobody has to be asked"),
+    }
+}
+
+#[test]
+fn what_was_read_a_moment_ago_is_dropped_a_moment_later_if_somebody_watches() {
+    let f = fixture(&[(10, vec![Edit::Put("a", blocks(1, 4))])]);
+    let file = f.store.file_id("a");
+    f.server.links.register(file, Tid::from_raw(10), LinkId(1), Serial(1));
+    let threads = f.server.start().unwrap();
+    let clock = env::SystemClock::shared();
+    let answered = clock.monotonic();
+    drop(read_head(&f, file, BLOCK));
+    f.store.commit(20, &[Edit::Write("a", BLOCK, blocks(2, 1))]);
+    f.arrived.recv_timeout(PATIENCE).unwrap();
+    assert!(clock.monotonic() - answered >= tracking::ANSWER_SETTLES);
+    threads.stop();
+}
+
+#[test]
+fn a_read_is_under_way_until_its_reply_was_sent_and_answered_for_a_moment() {
+    let f = fixture(&[(10, vec![Edit::Put("a", blocks(1, 4))])]);
+    let file = f.store.file_id("a");
+    let touched = |blocks: Range<u64>| {
+        let bytes = blocks.start * BLOCK..blocks.end * BLOCK;
+        let touched = f.server.tracking.touched(file, std::slice::from_ref(&bytes));
+        (touched.under_way.len(), touched.answered)
+    };
+    let bytes = read_head(&f, file, 2 * BLOCK - 1);
+    let other = read_head(&f, file, 7 * BLOCK);
+    assert_eq!([touched(0..1), touched(1..2), touched(2..7)], [(0, None), (1, None), (0, None)]);
+    assert_eq!([touched(0..8), touched(7..u64::MAX / BLOCK)], [(2, None), (1, None)], "also beyond the end");
+    f.clock.advance(Duration::from_secs(5));
+    let then = f.clock.monotonic();
+    drop(bytes);
+    assert_eq!([touched(0..1), touched(1..2)], [(0, None), (0, Some(then))]);
+    f.clock.advance(tracking::ANSWER_SETTLES * 2);
+    drop(other);
+    assert_eq!(touched(1..2), (0, None), "forgotten");
+    // As many as there may be: the oldest are remembered as one.
+    for block in 0..2000 {
+        drop(read_head(&f, file, (10 + block) * BLOCK));
+    }
+    let now = Some(f.clock.monotonic());
+    assert_eq!([touched(10..11), touched(1000..1001), touched(2009..2010)], [(0, now); 3]);
+    assert_eq!(touched(2010..2011), (0, None));
 }
