@@ -11,6 +11,7 @@ pub mod inodes;
 mod kernel;
 mod links;
 mod mount;
+mod report;
 pub mod tree;
 
 pub use mount::{DiskSpace, MountError, MountOptions, Mounted, mount, threads_default};

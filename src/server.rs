@@ -12,6 +12,7 @@ mod clients;
 mod delta;
 mod follower;
 mod head_read;
+mod histogram;
 mod history;
 mod links;
 mod notifier;
@@ -25,8 +26,9 @@ mod watchdog;
 pub use clients::{ClientProcess, Processes};
 pub use delta::{Delta, RangeSet, Shrunk};
 pub use head_read::{HeadRead, HeadReadError};
+pub use histogram::{BOUNDED_BUCKETS, Histogram, Times};
 pub use links::{LinkId, LinkOver, LinkRead, LinkReply, WatchLink};
-pub use stats::{Gauges, Stats};
+pub use stats::{Figure, Gauges, Latencies, LinkStatus, Stats};
 pub use tracking::{ReadBytes, UnderWay};
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -145,8 +147,8 @@ pub struct Server {
 /// What the threads tell each other.
 #[derive(Debug, Default)]
 struct Queue {
-    /// What was published and is not yet dropped from the kernel's cache.
-    pending: Option<Delta>,
+    /// What was published and is not yet dropped from the kernel's cache, and since when.
+    pending: Option<(Duration, Delta)>,
     stopping: bool,
 }
 

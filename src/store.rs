@@ -308,6 +308,11 @@ pub trait Store: Send + Sync + Debug {
     /// Facts that do not change.
     fn info(&self) -> &StoreInfo;
 
+    /// Bytes that its own caches of file data hold.
+    fn cached_bytes(&self) -> u64 {
+        0
+    }
+
     /// Newest tid that this store object has applied.
     fn head(&self) -> Tid;
 

@@ -48,6 +48,8 @@ pub enum Action {
         /// Its registration.
         serial: Serial,
     },
+    /// A pin was acked after this long.
+    Acked(Duration),
     /// The client broke the protocol on a pin that it owes: see that it dies, then call [`Link::dead`].
     Kill(Fault),
 }
@@ -74,6 +76,34 @@ pub struct LinkStats {
     pub owed: usize,
     /// Pins queued since the link was opened, unpins included.
     pub pins: u64,
+}
+
+/// A link as it is at a moment, for who looks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkView {
+    /// Its watches, by file.
+    pub watches: Vec<WatchView>,
+    /// Pins that are sent or queued and not acked.
+    pub owed: usize,
+    /// How long the oldest of these is owed.
+    pub owed_for: Option<Duration>,
+    /// The longest that an ack took so far.
+    pub slowest: Duration,
+    /// Pins queued since the link was opened, unpins included.
+    pub pins: u64,
+    /// Its client broke the protocol and is to die.
+    pub faulted: bool,
+}
+
+/// A watch as it is at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WatchView {
+    /// Its file.
+    pub file: FileId,
+    /// The state that it works at; `None`: its first set-up waits or runs.
+    pub at: Option<Tid>,
+    /// Blocks that the client maps, or is told to map, at a revision.
+    pub pinned: usize,
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod live;
 #[path = "isolation/soak.rs"]
 mod soak;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -213,6 +214,84 @@ fn the_command_watch_shows_pins_as_they_come() {
     place.fails(&["watch", "s", "a"], 3, "s/head/bigfile/a: No such file");
     let before = "setup watch";
     place.fails(&["watch", "m", "a", "--at", "0000000000000001"], 3, before);
+    place.ok(&["umount", "m"]);
+    place.expect_nothing_left();
+}
+
+/// Value of each sample of a text in the format of Prometheus; each has to be announced before.
+fn samples(text: &str) -> BTreeMap<String, f64> {
+    let mut announced = BTreeMap::new();
+    let mut samples = BTreeMap::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            assert_eq!(announced.insert(name.to_owned(), kind.to_owned()), None, "{name} twice");
+        } else if !line.starts_with("# HELP ") {
+            let (key, value) = line.rsplit_once(' ').unwrap();
+            let name = key.split('{').next().unwrap();
+            let kind = |name: &str| announced.get(name).map(String::as_str);
+            let of_histogram = ["_bucket", "_sum", "_count"]
+                .iter()
+                .filter_map(|end| name.strip_suffix(end))
+                .any(|name| kind(name) == Some("histogram"));
+            assert!(of_histogram || matches!(kind(name), Some("gauge" | "counter")), "{line}");
+            assert_eq!(samples.insert(key.to_owned(), value.parse().unwrap()), None, "{key} twice");
+        }
+    }
+    samples
+}
+
+#[test]
+fn status_and_metrics_show_who_watches_and_who_is_slow() {
+    if no_fuse("status_and_metrics_show_who_watches") {
+        return;
+    }
+    let place = Place::new();
+    let t1 = commit(&place, &[1, 1]);
+    let live = place.mount();
+    assert_eq!(read(live.root(), "head", "a"), filled(&[1, 1]));
+    let file = file_id(&live.head("a"));
+    let mut link = WatchFile::open(live.root());
+    assert_eq!(link.ask(&format!("1 watch {file} @{t1}")), "1 ok");
+    commit_shown(&place, &live, &[1, 2]);
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| read(live.root(), "head", "a"));
+        let pin = link.hear();
+        assert_eq!(pin, format!("2 pin {file} #1 @{t1}"));
+        let status = place.ok(&["status", "m"]);
+        let client = status.lines().find(|line| line.starts_with("  client  ")).unwrap();
+        assert!(
+            client.contains(&format!("({}): watches 1 file, oldest at @{t1}", std::process::id())),
+            "{client}"
+        );
+        assert!(client.contains(", 1 block pinned, owes 1 ack for "), "{client}");
+        let json: serde_json::Value = serde_json::from_str(&place.ok(&["status", "m", "--json"])).unwrap();
+        assert_eq!(json["links"][0]["watches"][0]["file"], *file);
+        assert!(json["links"][0]["owed_for"].as_f64().unwrap() > 0.0);
+        link.say("2 ack");
+        assert_eq!(reading.join().unwrap(), filled(&[1, 2]));
+    });
+    let status = place.ok(&["status", "m"]);
+    assert!(status.contains(", 1 block pinned, slowest ack 0."), "{status}");
+    let text = fs::read_to_string(live.path(".revfs/metrics")).unwrap();
+    let samples = samples(&text);
+    for (name, value) in [
+        ("links", 1.0),
+        ("watches", 1.0),
+        ("kills_total", 0.0),
+        ("following", 1.0),
+        ("pin_seconds_count", 1.0),
+    ] {
+        assert_eq!(samples[&format!("revfs_{name}")], value, "{name}: {text}");
+    }
+    assert!(samples["revfs_read_seconds_count"] >= 2.0, "{text}");
+    for name in ["read", "pin", "show"] {
+        let bucket = |bound: &str| samples[&format!("revfs_{name}_seconds_bucket{{le=\"{bound}\"}}")];
+        assert!(bucket("0.000001") <= bucket("33.554432") && bucket("33.554432") <= bucket("+Inf"), "{text}");
+        assert_eq!(bucket("+Inf"), samples[&format!("revfs_{name}_seconds_count")]);
+    }
+    assert!(samples["revfs_at_timestamp_seconds"] > 1.7e9, "{text}");
+    drop(link);
     place.ok(&["umount", "m"]);
     place.expect_nothing_left();
 }

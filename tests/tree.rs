@@ -91,7 +91,16 @@ fn the_tree_has_exactly_the_names_of_the_product() {
     expect_names(&mount.path("head/bigfile"), &[("a", 'f'), ("dir", 'd')]);
     expect_names(&mount.path("head/bigfile/dir/sub"), &[("b", 'f')]);
     expect_names(&mount.path("head/by-id"), &[]);
-    let face = [("store", 'f'), ("version", 'f'), ("pid", 'f'), ("stats", 'f'), ("log", 'f'), ("head", 'f')];
+    let face = [
+        ("store", 'f'),
+        ("version", 'f'),
+        ("pid", 'f'),
+        ("stats", 'f'),
+        ("metrics", 'f'),
+        ("links", 'f'),
+        ("log", 'f'),
+        ("head", 'f'),
+    ];
     expect_names(&mount.path(".revfs"), &face);
     let rev = format!("@{}", hex(tid(0)));
     expect_names(&mount.path(&rev), &[("bigfile", 'd'), ("by-id", 'd')]);

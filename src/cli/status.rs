@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::env::SystemClock;
 use crate::host::mount_state::{MountState, mount_state};
@@ -29,6 +29,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// Users of a mount that are named; the others are counted.
 const USERS_SHOWN_MAX: usize = 8;
 
+/// Watch links that are shown, those that answer slowest first; the others are counted.
+const LINKS_SHOWN_MAX: usize = 20;
+
 /// A served mount point.
 #[derive(Debug, Serialize)]
 struct Status {
@@ -40,6 +43,28 @@ struct Status {
     /// Why head does not move, as far as the server knows.
     trouble: Option<String>,
     stats: BTreeMap<String, String>,
+    links: Vec<LinkLine>,
+}
+
+/// A line of `.revfs/links`.
+#[derive(Debug, Deserialize, Serialize)]
+struct LinkLine {
+    link: u64,
+    pid: u32,
+    process: String,
+    watches: Vec<WatchPart>,
+    pins: u64,
+    owed: u64,
+    owed_for: Option<f64>,
+    slowest: f64,
+    faulted: bool,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+struct WatchPart {
+    file: String,
+    at: Option<String>,
+    pinned: u64,
 }
 
 /// `revfs umount`.
@@ -139,6 +164,9 @@ fn look(path: &Path, info: Option<&RuntimeInfo>) -> Result<Option<Status>, CliEr
     let stats = if alive { text(".revfs/stats").unwrap_or_default() } else { String::new() };
     let stats = stats.lines().filter_map(|line| line.split_once(' '));
     let mut stats: BTreeMap<_, _> = stats.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let links = if alive { text(".revfs/links").unwrap_or_default() } else { String::new() };
+    // One of another version may say it otherwise: then its links are not shown.
+    let links = links.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     Ok(Some(Status {
         mount_point: path.display().to_string(),
         store: info.map_or_else(|| source.to_string_lossy().into_owned(), |info| info.store_url.clone()),
@@ -147,6 +175,7 @@ fn look(path: &Path, info: Option<&RuntimeInfo>) -> Result<Option<Status>, CliEr
         head: if alive { text("head/at") } else { None },
         trouble: stats.remove("trouble"),
         stats,
+        links,
     }))
 }
 
@@ -169,14 +198,63 @@ impl Status {
         lines.extend(self.trouble.iter().map(|trouble| format!("  trouble  {trouble}")));
         if detailed {
             lines.extend(self.stats.iter().map(|(name, value)| format!("  {name}  {value}")));
+            let mut links: Vec<&LinkLine> = self.links.iter().collect();
+            links.sort_by(|a, b| b.slowness().total_cmp(&a.slowness()).then(a.link.cmp(&b.link)));
+            lines.extend(links.iter().take(LINKS_SHOWN_MAX).map(|link| format!("  client  {}", link.text())));
+            let more = links.len().saturating_sub(LINKS_SHOWN_MAX);
+            lines.extend(
+                (more > 0).then(|| format!("  {} that answered faster", count(more as u64, "more client"))),
+            );
         }
         lines.join("\n") + "\n"
+    }
+}
+
+impl LinkLine {
+    /// The longest that it took to answer, or takes.
+    fn slowness(&self) -> f64 {
+        self.slowest.max(self.owed_for.unwrap_or(0.0))
+    }
+
+    fn text(&self) -> String {
+        let mut parts = vec![format!(
+            "{} ({}): watches {}",
+            self.process,
+            self.pid,
+            count(self.watches.len() as u64, "file")
+        )];
+        let oldest = self.watches.iter().filter_map(|watch| watch.at.as_deref()).min();
+        parts.extend(oldest.map(|at| format!("oldest at @{at}")));
+        let pinned: u64 = self.watches.iter().map(|watch| watch.pinned).sum();
+        parts.push(format!("{} pinned", count(pinned, "block")));
+        if let Some(owed_for) = self.owed_for {
+            parts.push(format!("owes {} for {:.3} s", count(self.owed, "ack"), owed_for));
+        }
+        parts.push(format!("slowest ack {:.3} s", self.slowest));
+        if self.faulted {
+            parts.push("at fault: it is being killed".to_owned());
+        }
+        parts.join(", ")
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_client_is_told_in_a_line() {
+        let line = r#"{"link":7,"pid":12,"process":"sum","watches":[{"file":"00","at":"02","pinned":1},
+            {"file":"01","at":"01","pinned":2},{"file":"02","at":null,"pinned":0}],
+            "pins":9,"owed":2,"owed_for":1.5,"slowest":0.25,"faulted":true}"#;
+        let link: LinkLine = serde_json::from_str(line).unwrap();
+        assert_eq!(
+            link.text(),
+            "sum (12): watches 3 files, oldest at @01, 3 blocks pinned, owes 2 acks for 1.500 s, slowest ack 0.250 s, \
+             at fault: it is being killed"
+        );
+        assert!((link.slowness() - 1.5).abs() < 1e-9);
+    }
 
     #[test]
     fn users_of_a_mount_are_named_or_counted() {

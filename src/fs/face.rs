@@ -2,11 +2,12 @@
 //!
 //! Invariant: the errno table is exhaustive without `_`, so that a new error cannot be forgotten in it.
 
-use std::fmt::{Debug, Write};
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use fuser::Errno;
 
+use super::report;
 use crate::server::Server;
 use crate::store::ReadError;
 use crate::view::ResolveError;
@@ -25,6 +26,10 @@ pub enum FaceFile {
     Pid,
     /// Gauges and counters, one a line: name, space, value.
     Stats,
+    /// The same and times, in the text format of Prometheus.
+    Metrics,
+    /// Watch links, one a line as JSON.
+    Links,
     /// The last lines of the log.
     Log,
     /// The published head, which `head/at` follows.
@@ -33,8 +38,16 @@ pub enum FaceFile {
 
 impl FaceFile {
     /// All of them.
-    pub const ALL: [FaceFile; 6] =
-        [FaceFile::Store, FaceFile::Version, FaceFile::Pid, FaceFile::Stats, FaceFile::Log, FaceFile::Head];
+    pub const ALL: [FaceFile; 8] = [
+        FaceFile::Store,
+        FaceFile::Version,
+        FaceFile::Pid,
+        FaceFile::Stats,
+        FaceFile::Metrics,
+        FaceFile::Links,
+        FaceFile::Log,
+        FaceFile::Head,
+    ];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -43,6 +56,8 @@ impl FaceFile {
             FaceFile::Version => "version",
             FaceFile::Pid => "pid",
             FaceFile::Stats => "stats",
+            FaceFile::Metrics => "metrics",
+            FaceFile::Links => "links",
             FaceFile::Log => "log",
             FaceFile::Head => "head",
         }
@@ -78,29 +93,13 @@ impl Face {
             FaceFile::Store => format!("{}\n", server.store().info().url).into_bytes(),
             FaceFile::Version => format!("{}\n", self.version).into_bytes(),
             FaceFile::Pid => format!("{}\n", std::process::id()).into_bytes(),
-            FaceFile::Stats => stats_text(server, inodes).into_bytes(),
+            FaceFile::Stats => report::stats(server, inodes).into_bytes(),
+            FaceFile::Metrics => report::metrics(server, &self.version, inodes).into_bytes(),
+            FaceFile::Links => report::links(server).into_bytes(),
             FaceFile::Log => (self.log)(),
             FaceFile::Head => format!("{}\n", server.head()).into_bytes(),
         }
     }
-}
-
-fn stats_text(server: &Server, inodes: u64) -> String {
-    let mut text = format!("head {}\nat {}\ninodes {inodes}\n", server.head(), server.shown());
-    for (name, value) in server.gauges().all().into_iter().chain(server.stats().all()) {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "{name} {value}");
-    }
-    let ((tail, _), taken) = server.history_window();
-    let _ = write!(
-        text,
-        "history_tail {tail}\nhistory_entries {}\nhistory_bytes {}\n",
-        taken.entries, taken.bytes
-    );
-    if let Some(trouble) = server.trouble() {
-        let _ = writeln!(text, "trouble {}", trouble.replace('\n', " "));
-    }
-    text
 }
 
 /// Why a request is not answered with what it asked for.

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 
 use super::process::{Process, process_of_thread};
+use super::users::name_of;
 use crate::server::{ClientProcess, Processes};
 
 /// The processes of this machine.
@@ -19,6 +20,10 @@ pub struct HostProcesses;
 impl ClientProcess for Process {
     fn pid(&self) -> u32 {
         Process::pid(self)
+    }
+
+    fn name(&self) -> String {
+        name_of(Process::pid(self))
     }
 
     fn is_gone(&self) -> bool {

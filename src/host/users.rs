@@ -56,7 +56,8 @@ fn maps_device(maps: &[u8], dev: MountDev) -> bool {
     maps.split(|byte| *byte == b'\n').any(fields)
 }
 
-fn name_of(pid: u32) -> String {
+/// Name of a process, on one line.
+pub(super) fn name_of(pid: u32) -> String {
     let name = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
     let name = String::from_utf8_lossy(name.trim_ascii_end()).replace(char::is_control, "?");
     if name.is_empty() { "process".to_owned() } else { name }

@@ -7,6 +7,8 @@ use std::sync::Arc;
 pub trait ClientProcess: Send + Sync + Debug {
     /// Its number.
     fn pid(&self) -> u32;
+    /// What it is called, on one line; never empty.
+    fn name(&self) -> String;
     /// Whether it has ended; one that nobody has waited for yet has.
     fn is_gone(&self) -> bool;
     /// Sends SIGBUS, as the kernel does when a page cannot be had.

@@ -81,10 +81,11 @@ fn publish_some(server: &Server, applied: Tid) -> Result<(), ReadError> {
     server.head.store(Arc::new(HeadState { at, txn: new }));
     Stats::add(&server.stats.commits, commits.len() as u64);
     server.stats.heads.fetch_add(1, Ordering::Relaxed);
+    let now = server.options.clock.monotonic();
     let mut queue = server.queue.lock().unwrap_or_else(PoisonError::into_inner);
     match &mut queue.pending {
-        Some(pending) => pending.merge(delta),
-        None => queue.pending = Some(delta),
+        Some((_, pending)) => pending.merge(delta),
+        None => queue.pending = Some((now, delta)),
     }
     drop(queue);
     server.queue_moved.notify_all();

@@ -12,6 +12,7 @@ use revfs_protocol::{BlockIndex, BlockSpan, FileId, Tid};
 use super::history::revs_of;
 use super::links::WatchLink;
 use super::parked::Outcome;
+use super::stats::ReadTimer;
 use super::tracking::{ReadBytes, UnderWay, blocks_of};
 use super::{FileView, Server, Stats};
 use crate::store::{Load, ReadBuffer, ReadError};
@@ -36,18 +37,13 @@ type BufferRead = Load<Result<ReadBuffer, HeadReadError>>;
 impl Server {
     /// Reads bytes of a file under head for a thread, clipped to the file's size.
     pub fn read_head(self: &Arc<Self>, file: FileId, offset: u64, len: usize, thread: u32) -> HeadRead {
+        let timer = ReadTimer::start(self);
         let under_way = match self.track(file, offset, len) {
             Ok(under_way) => under_way,
             Err(error) => return Load::Ready(Err(error.into())),
         };
         match self.begin_head_read(file, offset, len, thread) {
-            Ok(Load::Ready(result)) => {
-                Load::Ready(result.map(|buffer| ReadBytes { buffer, _under_way: under_way }))
-            }
-            Ok(Load::Pending(future)) => {
-                let answer = async move { Ok(ReadBytes { buffer: future.await?, _under_way: under_way }) };
-                Load::Pending(Box::pin(answer))
-            }
+            Ok(load) => answer(load, under_way, timer),
             Err(error) => Load::Ready(Err(error)),
         }
     }
@@ -109,12 +105,9 @@ impl Server {
     }
 
     /// Reads bytes of a file under a revision, clipped to the file's size. Nobody has a say in it.
-    pub fn read_rev(&self, view: &FileView, offset: u64, len: usize) -> HeadRead {
-        let answer = |buffer| ReadBytes { buffer, _under_way: None };
-        match self.load(view, offset, len) {
-            Load::Ready(result) => Load::Ready(result.map(answer)),
-            Load::Pending(future) => Load::Pending(Box::pin(async move { Ok(answer(future.await?)) })),
-        }
+    pub fn read_rev(self: &Arc<Self>, view: &FileView, offset: u64, len: usize) -> HeadRead {
+        let timer = ReadTimer::start(self);
+        answer(self.load(view, offset, len), None, timer)
     }
 
     fn load(&self, view: &FileView, offset: u64, len: usize) -> BufferRead {
@@ -244,5 +237,14 @@ impl Server {
     /// Clients that were killed.
     pub fn kills(&self) -> u64 {
         self.stats.kills.load(Ordering::Relaxed)
+    }
+}
+
+/// What a READ is answered with, and what ends with its reply.
+fn answer(load: BufferRead, under_way: Option<UnderWay>, timer: ReadTimer) -> HeadRead {
+    let bytes = move |buffer| ReadBytes { buffer, _under_way: under_way, _timer: timer };
+    match load {
+        Load::Ready(result) => Load::Ready(result.map(bytes)),
+        Load::Pending(future) => Load::Pending(Box::pin(async move { Ok(bytes(future.await?)) })),
     }
 }

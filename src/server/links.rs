@@ -7,10 +7,12 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use revfs_protocol::{FileId, Tid};
 
 use super::clients::ClientProcess;
+use super::stats::LinkStatus;
 use super::{Server, Stats};
 use crate::watch::{Action, Link, LinkOptions, LinkStats, Serial};
 
@@ -83,6 +85,12 @@ impl WatchLink {
     /// Counts of what it has.
     pub(super) fn stats(&self) -> LinkStats {
         self.state().link.stats()
+    }
+
+    /// What it has, for who looks.
+    pub(super) fn status(&self, now: Duration) -> LinkStatus {
+        let view = self.state().link.view(now);
+        LinkStatus { id: self.id, pid: self.process.pid(), process: self.process.name(), view }
     }
 
     /// Whether a read of it is answered at once.
@@ -302,6 +310,7 @@ impl Server {
                 Action::Release(wait) => self.parked.release(wait),
                 Action::Unregister { file, serial } => self.links.unregister(file, link.id, serial),
                 Action::Kill(fault) => self.accuse(link, fault),
+                Action::Acked(took) => self.stats.times.pin.observe(took),
             }
         }
         if readable {

@@ -6,6 +6,7 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use revfs_protocol::{FileId, Tid};
 
@@ -15,7 +16,7 @@ use super::{Delta, KernelCache, Server, Stats};
 
 /// Drops what is queued until the server stops.
 pub(super) fn run(server: &Arc<Server>) {
-    while let Some(delta) = next(server) {
+    while let Some((published, delta)) = next(server) {
         let at = delta.at;
         // No kernel cache is set before a mount exists: then nothing is cached.
         if let Some(kernel) = server.kernel_cache() {
@@ -27,12 +28,14 @@ pub(super) fn run(server: &Arc<Server>) {
         server.shown.store(at.raw(), Ordering::SeqCst);
         drop(guard);
         server.shown_moved.notify_all();
+        let took = server.options.clock.monotonic().saturating_sub(published);
+        server.stats.times.show.observe(took);
         server.start_setups();
         server.history.forget(at, server.options.clock.now_unix_ns());
     }
 }
 
-fn next(server: &Server) -> Option<Delta> {
+fn next(server: &Server) -> Option<(Duration, Delta)> {
     let queue = server.queue.lock().unwrap_or_else(PoisonError::into_inner);
     let idle = |queue: &mut super::Queue| queue.pending.is_none() && !queue.stopping;
     let mut queue = server.queue_moved.wait_while(queue, idle).unwrap_or_else(PoisonError::into_inner);

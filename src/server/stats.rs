@@ -3,25 +3,109 @@
 //! Invariant: a counter takes no lock, a gauge none that is held for more than a moment. Each is right by itself; two
 //! of them may be a moment apart.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::Server;
+use super::histogram::Histogram;
+use super::links::LinkId;
+use crate::watch::LinkView;
+
+/// A number with its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figure {
+    /// Lower-case letters and `_`.
+    pub name: &'static str,
+    /// What it counts, in a sentence.
+    pub help: &'static str,
+    /// The number.
+    pub value: u64,
+}
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
+    ($($(#[doc = $help:literal])* $name:ident,)*) => {
         /// What a server has done since it started. Each counts up only.
         #[derive(Debug, Default)]
         pub struct Stats {
-            $($(#[$doc])* pub $name: AtomicU64,)*
+            $($(#[doc = $help])* pub $name: AtomicU64,)*
+            /// Times, besides.
+            pub times: Latencies,
         }
 
         impl Stats {
-            /// All counters by name, in a fixed order.
-            pub fn all(&self) -> Vec<(&'static str, u64)> {
-                vec![$((stringify!($name), self.$name.load(Ordering::Relaxed)),)*]
+            /// All counters, in a fixed order.
+            pub fn all(&self) -> Vec<Figure> {
+                let figure = |name, help: &'static str, value: &AtomicU64| {
+                    Figure { name, help: help.trim(), value: value.load(Ordering::Relaxed) }
+                };
+                vec![$(figure(stringify!($name), concat!($($help)*), &self.$name),)*]
             }
         }
     };
+}
+
+/// How long things took.
+#[derive(Debug, Default)]
+pub struct Latencies {
+    /// From a READ of file data to its reply, what it waited for included.
+    pub read: Histogram,
+    /// From a pin to its ack.
+    pub pin: Histogram,
+    /// From the publication of a head to the moment at which `head/at` shows it.
+    pub show: Histogram,
+}
+
+impl Latencies {
+    /// All of them, with name and help.
+    pub fn all(&self) -> [(&'static str, &'static str, &Histogram); 3] {
+        [
+            (
+                "read_seconds",
+                "From a READ of file data to its reply, what it waited for included.",
+                &self.read,
+            ),
+            ("pin_seconds", "From a pin to its ack.", &self.pin),
+            (
+                "show_seconds",
+                "From the publication of a head to the moment at which head/at shows it.",
+                &self.show,
+            ),
+        ]
+    }
+}
+
+/// Counts the time until it is dropped as that of a READ.
+#[derive(Debug)]
+pub(super) struct ReadTimer {
+    server: Arc<Server>,
+    since: Duration,
+}
+
+impl ReadTimer {
+    pub(super) fn start(server: &Arc<Server>) -> ReadTimer {
+        ReadTimer { server: Arc::clone(server), since: server.options.clock.monotonic() }
+    }
+}
+
+impl Drop for ReadTimer {
+    fn drop(&mut self) {
+        let took = self.server.options.clock.monotonic().saturating_sub(self.since);
+        self.server.stats.times.read.observe(took);
+    }
+}
+
+/// A watch link, for who looks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkStatus {
+    /// Its number.
+    pub id: LinkId,
+    /// The process that opened it.
+    pub pid: u32,
+    /// Name of that process, on one line.
+    pub process: String,
+    /// What it has.
+    pub view: LinkView,
 }
 
 counters! {
@@ -79,16 +163,21 @@ pub struct Gauges {
 }
 
 impl Gauges {
-    /// All of them by name, in a fixed order.
-    pub fn all(&self) -> [(&'static str, u64); 6] {
+    /// All of them, in a fixed order.
+    pub fn all(&self) -> [Figure; 6] {
         let Gauges { links, watches, setups_waiting, pins_owed, reads_waiting, tracked_blocks } = *self;
+        let figure = |name, help, value| Figure { name, help, value };
         [
-            ("links", links as u64),
-            ("watches", watches as u64),
-            ("setups_waiting", setups_waiting as u64),
-            ("pins_owed", pins_owed as u64),
-            ("reads_waiting", reads_waiting as u64),
-            ("tracked_blocks", tracked_blocks),
+            figure("links", "Watch links that are open, or whose client is to die.", links as u64),
+            figure("watches", "Watches that are set up.", watches as u64),
+            figure("setups_waiting", "Set-ups that wait for head/at.", setups_waiting as u64),
+            figure("pins_owed", "Pins that are queued or sent and not acked.", pins_owed as u64),
+            figure("reads_waiting", "READs that wait for acks.", reads_waiting as u64),
+            figure(
+                "tracked_blocks",
+                "Blocks that were read, which a set-up may have to pin.",
+                tracked_blocks,
+            ),
         ]
     }
 }
@@ -104,6 +193,16 @@ impl Server {
             reads_waiting: self.parked.count(),
             tracked_blocks: self.tracking.blocks(),
         }
+    }
+}
+
+impl Server {
+    /// All watch links by number, as they are now.
+    pub fn link_status(&self) -> Vec<LinkStatus> {
+        let now = self.options.clock.monotonic();
+        let mut links: Vec<LinkStatus> = self.links.all().iter().map(|link| link.status(now)).collect();
+        links.sort_by_key(|link| link.id);
+        links
     }
 }
 

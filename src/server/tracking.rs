@@ -14,6 +14,7 @@ use revfs_protocol::{BlockIndex, BlockSize, BlockSpan, FileId};
 use roaring::RoaringTreemap;
 
 use super::Server;
+use super::stats::ReadTimer;
 use crate::store::ReadBuffer;
 
 /// Most answered READs of a file that are remembered one by one; older ones become one.
@@ -79,6 +80,7 @@ pub struct ReadBytes {
     pub(super) buffer: ReadBuffer,
     /// For a file under head.
     pub(super) _under_way: Option<UnderWay>,
+    pub(super) _timer: ReadTimer,
 }
 
 impl Deref for ReadBytes {

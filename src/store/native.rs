@@ -330,6 +330,10 @@ impl Store for NativeStore {
         &self.info
     }
 
+    fn cached_bytes(&self) -> u64 {
+        NativeStore::cached_bytes(self)
+    }
+
     fn head(&self) -> Tid {
         Tid::from_raw(self.head.load(Ordering::SeqCst))
     }

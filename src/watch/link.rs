@@ -14,7 +14,7 @@ use revfs_protocol::{
 use super::outbox::{Out, Outbox};
 use super::pins::Waiter;
 use super::setup::Watch;
-use super::{Action, Fault, LinkStats, Serial, WaitId};
+use super::{Action, Fault, LinkStats, LinkView, Serial, WaitId, WatchView};
 
 /// Replies that a client may leave unread before its link is closed.
 const UNREAD_REPLIES_MAX: usize = 4096;
@@ -51,6 +51,7 @@ struct Owed {
     file: FileId,
     blocks: BlockSpan,
     to: PinTo,
+    since: Duration,
     due: Duration,
 }
 
@@ -65,6 +66,8 @@ pub struct Link {
     /// By id: ids ascend, and so do their times.
     owed: BTreeMap<u64, Owed>,
     last_pin: u64,
+    /// The longest that an ack took.
+    slowest: Duration,
     pub(super) last_serial: u64,
     pub(super) faulted: bool,
     /// READs that wait for the death of a client at fault, besides those that wait for its pins.
@@ -84,6 +87,7 @@ impl Link {
             watches: HashMap::new(),
             owed: BTreeMap::new(),
             last_pin: 0,
+            slowest: Duration::ZERO,
             last_serial: 0,
             faulted: false,
             death_waiters: Vec::new(),
@@ -125,6 +129,26 @@ impl Link {
             pinned: self.watches.values().map(|watch| watch.pins.len()).sum(),
             owed: self.owed.len(),
             pins: self.last_pin / 2,
+        }
+    }
+
+    /// What it has, for who looks.
+    pub fn view(&self, now: Duration) -> LinkView {
+        let view = |(file, watch): (&FileId, &Watch)| WatchView {
+            file: *file,
+            at: watch.registered.map(|(at, _)| at),
+            pinned: watch.pins.len(),
+        };
+        let mut watches: Vec<WatchView> = self.watches.iter().map(view).collect();
+        watches.sort_unstable_by_key(|watch| watch.file);
+        let oldest = self.owed.first_key_value().map(|(_, owed)| now.saturating_sub(owed.since));
+        LinkView {
+            watches,
+            owed: self.owed.len(),
+            owed_for: oldest,
+            slowest: self.slowest,
+            pins: self.last_pin / 2,
+            faulted: self.faulted,
         }
     }
 
@@ -246,6 +270,9 @@ impl Link {
     }
 
     fn acked(&mut self, now: Duration, owed: Owed, actions: &mut Vec<Action>) {
+        let took = now.saturating_sub(owed.since);
+        self.slowest = self.slowest.max(took);
+        actions.push(Action::Acked(took));
         let Some(watch) = self.watches.get_mut(&owed.file) else { return };
         let mut released = Vec::new();
         let mut send = Vec::new();
@@ -288,7 +315,7 @@ impl Link {
             }
             let blocks = BlockSpan { first, last };
             self.last_pin += 2;
-            self.owed.insert(self.last_pin, Owed { file, blocks, to, due });
+            self.owed.insert(self.last_pin, Owed { file, blocks, to, since: now, due });
             self.outbox.push(Out::Pin { id: self.last_pin, file, blocks, to });
         }
         actions.push(Action::Readable);

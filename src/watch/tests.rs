@@ -159,7 +159,7 @@ impl World {
     fn act(&mut self, client: usize, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Readable | Action::Unregister { .. } => {}
+                Action::Readable | Action::Unregister { .. } | Action::Acked(_) => {}
                 Action::Setup(request) => self.setups.push((client, request, SetUp::Waiting)),
                 Action::GiveUp(given_up) => {
                     self.setups.retain(|(of, request, _)| (*of, *request) != (client, given_up))
