@@ -56,6 +56,8 @@ use crate::view::{self, ResolveError};
 pub const POLL_INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
 /// How long a client may owe an ack, as with WCFS.
 pub const PIN_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// Memory for which blocks of head were read, bytes: each takes two at most, and neighbours next to nothing.
+pub const TRACKING_BYTES_MAX_DEFAULT: u64 = 64 << 20;
 /// Read buffers that are kept for reuse.
 const BUFFERS_KEPT: usize = 32;
 /// Descriptions of files that are kept for the next request.
@@ -104,6 +106,8 @@ pub struct ServerOptions {
     pub poll_interval: Duration,
     /// Bounds of the change index.
     pub history: TailOptions,
+    /// Bound of what is remembered of reads; see [`TRACKING_BYTES_MAX_DEFAULT`].
+    pub tracking_bytes_max: u64,
     /// How long a client may owe an ack; see [`PIN_TIMEOUT_DEFAULT`].
     pub pin_timeout: Duration,
     /// Finds the processes of clients; without it no watch link can be opened.
@@ -201,7 +205,7 @@ impl Server {
             trouble: ArcSwapOption::empty(),
             stats: Stats::default(),
             history,
-            tracking: Tracking::default(),
+            tracking: Tracking::new(options.tracking_bytes_max),
             parked: Parked::default(),
             links: Links::default(),
             setups: Setups::default(),

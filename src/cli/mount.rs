@@ -47,11 +47,14 @@ pub struct MountArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "1G")]
     pub cache: u64,
     /// How long a client may take to map a block as it is told; after that it is killed
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
+    #[arg(long, value_name = "TIME", value_parser = parse_pin_timeout, default_value = "30s")]
     pub pin_timeout: Duration,
     /// How far back the server keeps in memory what changed. Older revisions are looked up in the store
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "10m")]
     pub keep_history: Duration,
+    /// Most memory for which blocks under head were read. Beyond it new watches pin more blocks than they need
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "64M")]
+    pub tracking: u64,
     /// Append messages to this file
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
@@ -73,6 +76,17 @@ pub struct MountArgs {
     /// Adds this to each read of the store, for measurements
     #[arg(long, value_name = "TIME", value_parser = parse_duration, hide = true)]
     pub fault_read_delay: Option<Duration>,
+}
+
+/// Shorter than this a client that does all right could be killed on a busy machine.
+const PIN_TIMEOUT_MIN: Duration = Duration::from_millis(100);
+
+fn parse_pin_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = parse_duration(text).map_err(|error| error.to_string())?;
+    match timeout >= PIN_TIMEOUT_MIN {
+        true => Ok(timeout),
+        false => Err("a client needs at least 100ms to map a block".to_owned()),
+    }
 }
 
 /// Stop the server of a mount point and unmount it.
@@ -125,6 +139,8 @@ pub struct MountPlan {
     pub pin_timeout: Duration,
     /// How far back the change index reaches.
     pub keep_history: Duration,
+    /// Bound of what is remembered of reads, bytes.
+    pub tracking_bytes: u64,
     /// Where messages go; absolute.
     pub log: Option<PathBuf>,
     /// Owner of all files.
@@ -157,6 +173,7 @@ impl MountPlan {
             cache_bytes: args.cache,
             pin_timeout: args.pin_timeout,
             keep_history: args.keep_history,
+            tracking_bytes: args.tracking,
             log: args.log.as_deref().map(std::path::absolute).transpose()?,
             uid: args.uid.unwrap_or_else(|| rustix::process::getuid().as_raw()),
             gid: args.gid.unwrap_or_else(|| rustix::process::getgid().as_raw()),
@@ -174,6 +191,7 @@ impl MountPlan {
         option("--cache", self.cache_bytes.to_string().into());
         option("--pin-timeout", revfs_protocol::format_duration(self.pin_timeout).into());
         option("--keep-history", revfs_protocol::format_duration(self.keep_history).into());
+        option("--tracking", self.tracking_bytes.to_string().into());
         option("--uid", self.uid.to_string().into());
         option("--gid", self.gid.to_string().into());
         option("--threads", self.threads.to_string().into());
@@ -242,7 +260,7 @@ mod tests {
     fn the_process_in_the_background_gets_the_same_plan() {
         for line in [
             "mount s m",
-            "mount s m --create --allow-other --noexec --cache 64M --log l --uid 7 --gid 8 --threads 3 --pin-timeout 3s --keep-history 2h --fault-read-delay 1m30s",
+            "mount s m --create --allow-other --noexec --cache 64M --log l --uid 7 --gid 8 --threads 3 --pin-timeout 3s --keep-history 2h --tracking 5M --fault-read-delay 1m30s",
             "mount --read-ahead 128K --max-read 64K -- -s -m",
         ] {
             let first = plan(&words(line));
@@ -256,6 +274,17 @@ mod tests {
         let plan = plan(&words("mount s3://bucket/x m"));
         assert_eq!(plan.store, "s3://bucket/x");
         assert!(plan.mount_point.is_absolute());
+    }
+
+    #[test]
+    fn a_pin_timeout_that_nobody_can_keep_to_is_refused() {
+        let refused =
+            |line: &str| Wrapped::try_parse_from([&["revfs".into()], &words(line)[..]].concat()).err();
+        assert!(refused("mount s m --pin-timeout 100ms").is_none());
+        for short in ["0s", "99ms"] {
+            let error = refused(&format!("mount s m --pin-timeout {short}")).unwrap().to_string();
+            assert!(error.contains("at least 100ms"), "{error}");
+        }
     }
 
     #[test]

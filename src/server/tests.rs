@@ -76,6 +76,7 @@ fn fixture(commits: &[(u64, Vec<Edit>)]) -> Fixture {
         runtime: runtime.handle().clone(),
         poll_interval: PATIENCE,
         pin_timeout: PATIENCE,
+        tracking_bytes_max: TRACKING_BYTES_MAX_DEFAULT,
         history: TailOptions::default(),
         processes: None,
     };

@@ -2,11 +2,13 @@
 //! which are being read at this moment: these must not be dropped from that cache without care (rule 24).
 //!
 //! Invariant: a block is added before the READ takes the head that it is answered from (rule 2), and stays added
-//! whatever becomes of that READ (rule 3). The READ counts as under way from then until its reply was sent. Left out
-//! on purpose: taking blocks back when they leave the cache, which the kernel does not tell.
+//! whatever becomes of that READ (rule 3). The READ counts as under way from then until its reply was sent. Memory is
+//! bounded: of a file that takes too much, all blocks up to the highest one count as read. Left out on purpose: taking
+//! blocks back when they leave the cache (rule 20), which the kernel does not tell.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::{Deref, Range, RangeInclusive};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,11 +22,16 @@ use crate::store::ReadBuffer;
 /// Most answered READs of a file that are remembered one by one; older ones become one.
 const ANSWERED_MAX: usize = 1024;
 
+/// How often the memory of all sets is looked at, in blocks that were added.
+const LOOK_EVERY: u64 = 1 << 16;
+
 /// The blocks of one file.
 #[derive(Debug)]
 struct Tracked {
     block_size: BlockSize,
     blocks: RoaringTreemap,
+    /// All blocks up to this one count as read, and `blocks` is empty.
+    all_up_to: Option<u64>,
     /// Grows whenever a block is added.
     version: u64,
     /// READs that are not answered yet, by number.
@@ -36,6 +43,33 @@ struct Tracked {
 }
 
 impl Tracked {
+    /// Adds blocks; answers how many are new.
+    fn add(&mut self, blocks: RangeInclusive<u64>) -> u64 {
+        let new = match &mut self.all_up_to {
+            Some(last) => {
+                let before = *last;
+                *last = before.max(*blocks.end());
+                *last - before
+            }
+            None => self.blocks.insert_range(blocks),
+        };
+        self.version += new;
+        new
+    }
+
+    /// Forgets which ones, to take no memory.
+    fn widen(&mut self) {
+        if let Some(last) = self.blocks.max() {
+            self.all_up_to = Some(last);
+            self.blocks = RoaringTreemap::new();
+            self.version += 1;
+        }
+    }
+
+    fn count(&self) -> u64 {
+        self.all_up_to.map_or(self.blocks.len(), |last| last.saturating_add(1))
+    }
+
     /// Remembers an answer, and forgets those of more than [`ANSWER_SETTLES`] ago.
     fn answered(&mut self, now: Duration, span: BlockSpan) {
         while self.answered.front().is_some_and(|(then, _)| *then + ANSWER_SETTLES < now) {
@@ -100,13 +134,21 @@ pub(super) struct Touched {
 }
 
 /// Read blocks by file.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Tracking {
-    // Leaf lock: held to look a range up or to add it.
+    // Leaf lock: held to look a range up or to add it, and once in many blocks to bound all.
     files: Mutex<HashMap<FileId, Tracked>>,
+    bytes_max: u64,
+    /// Blocks that were added since their memory was looked at.
+    unseen: AtomicU64,
 }
 
 impl Tracking {
+    /// Nothing yet; the sets may take about `bytes_max` bytes together.
+    pub(super) fn new(bytes_max: u64) -> Tracking {
+        Tracking { files: Mutex::default(), bytes_max, unseen: AtomicU64::new(0) }
+    }
+
     fn files(&self) -> MutexGuard<'_, HashMap<FileId, Tracked>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -125,10 +167,18 @@ impl Tracking {
         let blocks = blocks_of(tracked.block_size, offset, len);
         let span =
             BlockSpan { first: BlockIndex::new(*blocks.start()), last: BlockIndex::new(*blocks.end()) };
-        tracked.version += tracked.blocks.insert_range(blocks);
+        let new = tracked.add(blocks);
         tracked.last += 1;
         let number = tracked.last;
         tracked.under_way.insert(number, span);
+        if new > 0 && self.unseen.fetch_add(new, Ordering::Relaxed) + new >= LOOK_EVERY {
+            self.unseen.store(0, Ordering::Relaxed);
+            let widened = bound(&mut files, self.bytes_max);
+            drop(files);
+            for file in widened {
+                log::info!("all of file {file} counts as read: which blocks were takes too much memory");
+            }
+        }
         Some(UnderWay { server: Arc::clone(server), file, number })
     }
 
@@ -157,6 +207,7 @@ impl Tracking {
         let unread = || Tracked {
             block_size,
             blocks: RoaringTreemap::new(),
+            all_up_to: None,
             version: 0,
             under_way: HashMap::new(),
             last: 0,
@@ -173,6 +224,9 @@ impl Tracking {
     /// The read blocks of a file, as runs in order.
     pub(super) fn spans(&self, file: FileId) -> Vec<BlockSpan> {
         let blocks = match self.files().get(&file) {
+            Some(Tracked { all_up_to: Some(last), .. }) => {
+                return vec![BlockSpan { first: BlockIndex::new(0), last: BlockIndex::new(*last) }];
+            }
             Some(tracked) => tracked.blocks.clone(),
             None => return Vec::new(),
         };
@@ -189,12 +243,72 @@ impl Tracking {
 
     /// How many blocks are tracked.
     pub(super) fn blocks(&self) -> u64 {
-        self.files().values().map(|tracked| tracked.blocks.len()).sum()
+        self.files().values().map(Tracked::count).fold(0, u64::saturating_add)
     }
+}
+
+/// Lets the largest sets go until the others take at most `bytes_max`; answers whose.
+fn bound(files: &mut HashMap<FileId, Tracked>, bytes_max: u64) -> Vec<FileId> {
+    let size = |tracked: &Tracked| tracked.blocks.serialized_size() as u64;
+    let mut taken: u64 = files.values().map(size).sum();
+    let mut widened = Vec::new();
+    while taken > bytes_max {
+        let Some((file, largest)) = files.iter_mut().max_by_key(|(_, tracked)| size(tracked)) else { break };
+        if largest.blocks.is_empty() {
+            break;
+        }
+        taken -= size(largest);
+        largest.widen();
+        widened.push(*file);
+    }
+    widened
 }
 
 /// The blocks that `[offset, offset + len)` touches; at least one.
 pub(super) fn blocks_of(block_size: BlockSize, offset: u64, len: usize) -> RangeInclusive<u64> {
     let last = offset.saturating_add((len as u64).saturating_sub(1));
     block_size.block_of(offset).raw()..=block_size.block_of(last).raw()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tracked() -> Tracked {
+        let tracking = Tracking::new(0);
+        tracking.begin(FileId::from_raw(1), BlockSize::MIN);
+        tracking.files().remove(&FileId::from_raw(1)).unwrap()
+    }
+
+    #[test]
+    fn of_what_takes_too_much_memory_all_up_to_the_highest_block_counts_as_read() {
+        let mut files = HashMap::new();
+        for (file, step) in [(1, 2), (2, 1000), (3, 1)] {
+            let mut one = tracked();
+            let new: u64 = (0..50_000u64).map(|index| one.add(index * step..=index * step)).sum();
+            assert_eq!((new, one.version, one.count()), (50_000, 50_000, 50_000));
+            files.insert(FileId::from_raw(file), one);
+        }
+        let size = |file, files: &HashMap<FileId, Tracked>| {
+            files[&FileId::from_raw(file)].blocks.serialized_size() as u64
+        };
+        let rest = size(1, &files) + size(3, &files);
+        assert!(size(2, &files) > size(1, &files), "scattered blocks take most");
+        assert_eq!(bound(&mut files, rest), [FileId::from_raw(2)]);
+        let tracking = Tracking::new(rest);
+        *tracking.files() = files;
+        let last = |file: u64| tracking.spans(FileId::from_raw(file)).last().map(|span| span.last.raw());
+        assert_eq!(tracking.spans(FileId::from_raw(2)).len(), 1);
+        assert_eq!((last(1), last(2), last(3)), (Some(99_998), Some(49_999_000), Some(49_999)));
+        assert_eq!(tracking.spans(FileId::from_raw(1)).len(), 50_000, "the others stay as they are");
+        assert_eq!(tracking.version(FileId::from_raw(2)), 50_001, "a set-up that looked before looks again");
+        // Later READs widen it.
+        let mut files = tracking.files();
+        let wide = files.get_mut(&FileId::from_raw(2)).unwrap();
+        assert_eq!((wide.add(7..=7), wide.add(50_000_000..=50_000_001)), (0, 1_001));
+        assert_eq!(wide.count(), 50_000_002);
+        // No bound can be met: nothing to forget is no reason to go on for ever.
+        bound(&mut files, 0);
+        assert!(files.values().all(|tracked| tracked.blocks.is_empty()));
+    }
 }
