@@ -6,6 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use rustix::mount::UnmountFlags;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 
 use crate::error::{BenchError, Named, Result};
@@ -89,6 +90,24 @@ fn field_bytes(path: &Path, field: &str) -> Result<u64> {
 pub fn free_bytes(dir: &Path) -> Result<u64> {
     let disk = rustix::fs::statvfs(dir).named(dir.display())?;
     Ok(disk.f_bavail * disk.f_frsize)
+}
+
+/// Lets this process, and those that it starts from now on, have so many files open.
+///
+/// # Errors
+/// The limit is lower, and this user may not raise it.
+pub fn allow_open_files(count: u64) -> Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= count) {
+        return Ok(());
+    }
+    let maximum = limit.maximum.map(|maximum| maximum.max(count));
+    setrlimit(Resource::Nofile, Rlimit { current: Some(count), maximum }).map_err(|errno| {
+        BenchError::NotPossible {
+            what: format!("{count} files are to be open at once: {errno}"),
+            remedy: "raise the limit (ulimit -n) or run bench as root",
+        }
+    })
 }
 
 /// A line of `/proc/self/mountinfo`.
