@@ -26,7 +26,7 @@ pub use clients::{ClientProcess, Processes};
 pub use delta::{Delta, RangeSet, Shrunk};
 pub use head_read::{HeadRead, HeadReadError};
 pub use links::{LinkId, LinkOver, LinkRead, LinkReply, WatchLink};
-pub use stats::Stats;
+pub use stats::{Gauges, Stats};
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -130,6 +130,8 @@ pub struct Server {
     to_kill: Victims,
     /// Processes that are being killed: none of their READs is answered.
     victims: ArcSwap<Vec<u32>>,
+    /// Processes whose watches the server ended as it stops: READs could show them another revision than theirs.
+    abandoned: ArcSwap<Vec<u32>>,
     watchdog_moved: Condvar,
     // Leaf lock. Never held across a call to the kernel, the store or a wait for anything but `queue_moved`.
     queue: Mutex<Queue>,
@@ -203,6 +205,7 @@ impl Server {
             shrinking: Shrinking::default(),
             to_kill: Victims::default(),
             victims: ArcSwap::default(),
+            abandoned: ArcSwap::default(),
             watchdog_moved: Condvar::new(),
             queue: Mutex::new(Queue::default()),
             queue_moved: Condvar::new(),

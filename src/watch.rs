@@ -37,6 +37,8 @@ pub enum Action {
     Readable,
     /// Begin this set-up, once `head/at` is there.
     Setup(SetupRequest),
+    /// This set-up is not wanted any more.
+    GiveUp(SetupRequest),
     /// This READ waits for one block less.
     Release(WaitId),
     /// The watch under this registration is gone.

@@ -104,7 +104,7 @@ impl Story {
         for kind in WRITING.split(',') {
             for number in 1..CALLS_MAX {
                 if fresh_index {
-                    fs::remove_dir_all(self.place.path("s/index/v1")).unwrap();
+                    fs::remove_dir_all(self.place.index()).unwrap();
                 }
                 let bytes = self.next();
                 let paths = paths(self);
@@ -127,7 +127,7 @@ impl Story {
 /// Calls of an undisturbed commit that write, as shapes.
 fn shapes(story: &mut Story, fresh_index: bool) -> BTreeSet<String> {
     if fresh_index {
-        fs::remove_dir_all(story.place.path("s/index/v1")).unwrap();
+        fs::remove_dir_all(story.place.index()).unwrap();
     }
     let bytes = story.next();
     let (ended, calls) = traced(&story.place, &[], None, &["commit", "s", "a=source"]);
@@ -148,7 +148,7 @@ fn killed_everywhere(size: usize, fresh_index: bool) {
         vec![format!("{root}/{next:020}#1"), format!("{root}/{next:020}"), root]
     };
     let index = |story: &Story| {
-        let root = story.place.path("s/index/v1").display().to_string();
+        let root = story.place.index().display().to_string();
         let names = ["", "/unsynced", "/data.mdb", "/lock.mdb", "/lock"];
         names.iter().map(|name| format!("{root}{name}")).collect()
     };

@@ -16,7 +16,9 @@ use play::{draw_and_play, run, seeds};
 use reference::{BLOCK, Model, Rng, State, conflicts, touched};
 use revfs::env::SystemClock;
 use revfs::protocol::{BlockCount, BlockIndex, BlockSize, FileId, Tid};
-use revfs::store::native::{CommitError, InitOptions, NativeStore, OpenOptions, VerifyOptions, open_objects};
+use revfs::store::native::{
+    CommitError, INDEX_SCHEMA, InitOptions, NativeStore, OpenOptions, VerifyOptions, open_objects,
+};
 use revfs::store::{BlockData, BufferPool, Codec, DirId, Piece, PieceSource, ReadTxn};
 
 /// Where the store under test lives.
@@ -50,7 +52,9 @@ impl Place {
     fn delete_index(&self) {
         match self {
             Place::Directory(dir) => std::fs::remove_dir_all(dir.path().join("store/index")).unwrap(),
-            Place::Memory(_, dir) => std::fs::remove_dir_all(dir.path().join("v1")).unwrap(),
+            Place::Memory(_, dir) => {
+                std::fs::remove_dir_all(dir.path().join(format!("v{INDEX_SCHEMA}"))).unwrap()
+            }
         }
     }
 }

@@ -74,7 +74,7 @@ fn umount_sigterm_and_sigint_leave_nothing() {
             place.expect_nothing_left();
             assert_eq!(place.path("m").exists(), made_before, "{way:?}");
             // The index was closed in order: it survives the machine.
-            assert!(!place.path("s/index/v1/unsynced").exists());
+            assert!(place.index().join("data.mdb").exists() && !place.index().join("unsynced").exists());
             let again = place.mount();
             assert!(fs::read(again.head("a")).unwrap() == noise(300_000, 1));
         }
@@ -167,7 +167,8 @@ fn a_short_timeout_is_kept_by_the_server_itself_which_ends_in_order() {
     // Its own last words, after which it closed the index: SIGKILL leaves neither.
     let log = fs::read_to_string(place.path("server.log")).unwrap();
     assert!(log.contains("stop: unmount lazily: Done") && log.contains(": Detached"), "{log}");
-    assert!(!place.path("s/index/v1/unsynced").exists(), "{log}");
+    assert!(place.index().join("data.mdb").exists());
+    assert!(!place.index().join("unsynced").exists(), "{log}");
 }
 
 #[test]

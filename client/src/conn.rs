@@ -59,7 +59,7 @@ impl Conn {
         pinner::start(&shared)?;
         // From here on dropping it says bye.
         let conn = Conn { shared, at: AtomicU64::new(at.raw()), setting_up: Mutex::new(()) };
-        let sent = conn.shared.link.request(ClientRequest::Hello { range: true, size: true })?;
+        let sent = conn.shared.request(ClientRequest::Hello { range: true, size: true })?;
         // A server that does not know the word refuses it, and then does without.
         if let Err(text) = conn.shared.link.wait(sent)? {
             log::debug!("the server does not know hello: {text}");
@@ -114,7 +114,7 @@ impl Conn {
         let open = Arc::new(OpenFile::new(file, head, block_size, at));
         let handle = Arc::new(FileHandle::new(Arc::clone(self), Arc::clone(&open)));
         self.shared.insert(Arc::clone(&open), Arc::downgrade(&handle));
-        let sent = self.shared.link.request(ClientRequest::Watch { file, at })?;
+        let sent = self.shared.request(ClientRequest::Watch { file, at })?;
         let reply = self.shared.link.wait(sent)?;
         self.settle(&open, at, reply)?;
         Ok(handle)
@@ -161,7 +161,7 @@ impl Conn {
             if !*closed {
                 open.expect(at);
                 let request = ClientRequest::Watch { file: open.id, at };
-                sent.push((Arc::clone(&open), self.shared.link.request(request)?));
+                sent.push((Arc::clone(&open), self.shared.request(request)?));
             }
         }
         let mut first_error = Ok(());

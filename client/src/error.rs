@@ -28,6 +28,18 @@ pub enum DownCause {
     Protocol(Arc<str>),
 }
 
+impl DownCause {
+    /// What an error of reading or writing the link means.
+    pub(crate) fn of_link(errno: Errno) -> DownCause {
+        match errno {
+            Errno::NOTCONN | Errno::CONNABORTED | Errno::CONNRESET | Errno::NODEV | Errno::PIPE => {
+                DownCause::ServerGone
+            }
+            _ => DownCause::Io(errno),
+        }
+    }
+}
+
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ClientError {

@@ -66,7 +66,7 @@ impl Link {
     /// Sends a frame.
     pub(crate) fn send(&self, frame: &[u8]) -> Result<(), ClientError> {
         self.check()?;
-        self.write(frame).map_err(|cause| ClientError::Down(DownCause::Io(cause)))
+        self.write(frame).map_err(|errno| ClientError::Down(DownCause::of_link(errno)))
     }
 
     fn write(&self, mut frame: &[u8]) -> Result<(), Errno> {
@@ -136,9 +136,10 @@ impl Link {
         was_up
     }
 
-    /// Says `bye`, once, also on a link that is down already: the server then owes and expects nothing.
+    /// Says `bye`, once, also on a link that is down already: the server then owes and expects nothing. Only in the
+    /// process that opened the link.
     pub(crate) fn say_bye(&self) -> Result<(), Errno> {
-        if !self.is_own() || std::mem::replace(&mut lock(&self.state).said_bye, true) {
+        if std::mem::replace(&mut lock(&self.state).said_bye, true) {
             return Ok(());
         }
         self.write(&ClientRequest::Bye.to_frame(self.new_stream()))

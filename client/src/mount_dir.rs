@@ -102,6 +102,11 @@ impl MountDir {
         self.open_at(Path::new(&format!("head/{}/{file}", self.by_id)), OFlags::RDONLY)
     }
 
+    /// Whether a file as of a revision is open already.
+    pub(crate) fn has_open(&self, file: FileId, rev: Tid) -> bool {
+        lock(&self.rev_files).iter().any(|(known, _)| *known == (file, rev))
+    }
+
     /// A file as of a revision.
     pub(crate) fn rev_file(&self, file: FileId, rev: Tid) -> Result<Arc<RevFile>, ClientError> {
         let key = (file, rev);

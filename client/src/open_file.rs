@@ -184,9 +184,7 @@ impl OpenFile {
 
     /// Reads bytes as of the view; beyond the end of the file they are zeros.
     ///
-    /// It reads through descriptors, not through a mapping: what cannot be read is an error and no signal. A block
-    /// that was read from head counts only if it is not pinned afterwards: the server answers a READ of a block that
-    /// changed only after the pin.
+    /// It reads through descriptors, not through a mapping: what cannot be read is an error and no signal.
     pub(crate) fn read(
         &self,
         mount: &MountDir,
@@ -198,23 +196,16 @@ impl OpenFile {
             let block_end = block.next().and_then(|next| self.block_size.start_of(next)).unwrap_or(u64::MAX);
             let len = usize::try_from(block_end - offset).unwrap_or(usize::MAX).min(buf.len());
             let (part, rest) = buf.split_at_mut(len);
-            loop {
-                let (to, size) = self.source_of(offset)?;
-                match to {
+            read_settled(
+                || self.source_of(offset),
+                |(to, size)| match to {
+                    PinTo::Head => self.read_part(&self.head, offset, part, size),
                     PinTo::Rev(rev) => {
                         let file = mount.rev_file(self.id, rev)?;
-                        self.read_part(&file.fd, offset, part, file.size.min(size))?;
-                        break;
+                        self.read_part(&file.fd, offset, part, file.size.min(size))
                     }
-                    PinTo::Head => {
-                        let result = self.read_part(&self.head, offset, part, size);
-                        if self.source_of(offset)?.0 == PinTo::Head {
-                            result?;
-                            break;
-                        }
-                    }
-                }
-            }
+                },
+            )?;
             offset += len as u64;
             buf = rest;
         }
@@ -247,6 +238,21 @@ impl OpenFile {
     }
 }
 
+/// Reads a block from where it is to be read. What came from head counts only if the block is not pinned afterwards:
+/// the server answers a READ of a block that changed only after the pin.
+fn read_settled(
+    mut source: impl FnMut() -> Result<(PinTo, u64), ClientError>,
+    mut read: impl FnMut((PinTo, u64)) -> Result<(), ClientError>,
+) -> Result<(), ClientError> {
+    loop {
+        let from = source()?;
+        let result = read(from);
+        if from.0 != PinTo::Head || source()?.0 == PinTo::Head {
+            return result;
+        }
+    }
+}
+
 fn lose(state: &mut State, cause: ClientError) -> Result<(), Errno> {
     state.lost.get_or_insert(cause);
     // Each is tried, also after one that failed.
@@ -270,5 +276,35 @@ fn part_of(placed: &Placed, bytes: &Range<u64>) -> Result<Range<usize>, Errno> {
     match bytes.is_empty() {
         true => Ok(0..0),
         false => Ok(within(bytes.start).ok_or(Errno::OVERFLOW)?..within(bytes.end).ok_or(Errno::OVERFLOW)?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn what_was_read_from_head_is_dropped_if_the_block_is_pinned_meanwhile() {
+        let rev = PinTo::Rev(Tid::from_raw(7));
+        for (pinned_while_read, expected) in [(true, vec![PinTo::Head, rev]), (false, vec![PinTo::Head])] {
+            let to = Cell::new(PinTo::Head);
+            let mut read = Vec::new();
+            let result = read_settled(
+                || Ok((to.get(), 1)),
+                |(from, _)| {
+                    read.push(from);
+                    if pinned_while_read {
+                        to.set(rev);
+                    }
+                    // What head says of a block that has left it is of no interest either.
+                    match from == PinTo::Head && pinned_while_read {
+                        true => Err(ClientError::Forked),
+                        false => Ok(()),
+                    }
+                },
+            );
+            assert_eq!((result, read), (Ok(()), expected));
+        }
     }
 }

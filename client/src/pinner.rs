@@ -33,6 +33,7 @@ struct Pin {
     file: FileId,
     blocks: BlockSpan,
     to: PinTo,
+    quick: bool, // nothing has to be asked of the server
 }
 
 impl Pin {
@@ -111,10 +112,7 @@ impl Pool {
             let len = match retry_on_intr(|| read(self.shared.link.fd(), &mut chunk)) {
                 Ok(0) => return DownCause::ServerGone,
                 Ok(len) => len,
-                Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::CONNRESET | Errno::NODEV) => {
-                    return DownCause::ServerGone;
-                }
-                Err(errno) => return DownCause::Io(errno),
+                Err(errno) => return DownCause::of_link(errno),
             };
             let mut input = &chunk[..len];
             while let Some(line) = lines.next_line(&mut input) {
@@ -123,7 +121,8 @@ impl Pool {
                     return cause;
                 }
             }
-            self.work_off();
+            // Not the others: the link is read while they wait for the server.
+            self.work_off(|pin| pin.quick);
         }
     }
 
@@ -133,7 +132,11 @@ impl Pool {
         let message = ServerMessage::parse(frame.stream, frame.message);
         match message.map_err(|error| protocol(error.to_string()))? {
             ServerMessage::Pin { file, blocks, to } => {
-                self.queue(Pin { stream: frame.stream, file, blocks, to });
+                let quick = match to {
+                    PinTo::Rev(rev) => self.shared.mount.has_open(file, rev),
+                    PinTo::Head => true,
+                };
+                self.queue(Pin { stream: frame.stream, file, blocks, to, quick });
                 Ok(())
             }
             ServerMessage::Ok(reply) => self.answer(frame.stream, Ok(reply)),
@@ -156,7 +159,7 @@ impl Pool {
         }
     }
 
-    /// Queues a pin; helpers are woken for all but the first, which the reader takes.
+    /// Queues a pin; helpers are woken for all but the first that is quick, which the reader takes.
     fn queue(&self, pin: Pin) {
         let clashes = {
             let work = lock(&self.work);
@@ -167,21 +170,21 @@ impl Pool {
         }
         let mut work = lock(&self.work);
         work.queue.push_back(pin);
-        if work.queue.len() > 1 {
+        if work.queue.len() > 1 || !pin.quick {
             self.more.notify_one();
         }
     }
 
-    /// Carries out pins until none is queued.
-    fn work_off(&self) {
-        while let Some(pin) = self.next() {
+    /// Carries out pins until none that is wanted is queued.
+    fn work_off(&self, wanted: impl Fn(&Pin) -> bool) {
+        while let Some(pin) = self.next(&wanted) {
             self.carry_out(pin);
         }
     }
 
     /// Waits until all pins that were queued are carried out.
     fn drain(&self) {
-        self.work_off();
+        self.work_off(|_| true);
         let running = self.done.wait_while(lock(&self.work), |work| !work.running.is_empty());
         drop(running.unwrap_or_else(PoisonError::into_inner));
     }
@@ -194,13 +197,14 @@ impl Pool {
             if waited.unwrap_or_else(PoisonError::into_inner).stopped {
                 return;
             }
-            self.work_off();
+            self.work_off(|_| true);
         }
     }
 
-    fn next(&self) -> Option<Pin> {
+    fn next(&self, wanted: impl Fn(&Pin) -> bool) -> Option<Pin> {
         let mut work = lock(&self.work);
-        let pin = work.queue.pop_front()?;
+        let first = work.queue.iter().position(wanted)?;
+        let pin = work.queue.remove(first)?;
         work.running.push(pin);
         Some(pin)
     }

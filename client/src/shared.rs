@@ -6,7 +6,7 @@
 use crate::error::{ClientError, DownCause};
 use crate::file::FileHandle;
 use crate::gate::Gate;
-use crate::link::Link;
+use crate::link::{Link, Sent};
 use crate::mount_dir::MountDir;
 use crate::open_file::OpenFile;
 use revfs_protocol::{ClientRequest, FileId};
@@ -54,6 +54,18 @@ impl Shared {
             ended: Mutex::new(false),
             ended_changed: Condvar::new(),
         }
+    }
+
+    /// Sends a request. A link that cannot be written is down.
+    pub(crate) fn request(&self, request: ClientRequest) -> Result<Sent, ClientError> {
+        self.link.request(request).map_err(|error| match error {
+            ClientError::Down(cause) => {
+                self.fail(cause.clone());
+                // The first cause is the one that all calls tell.
+                self.link.check().err().unwrap_or(ClientError::Down(cause))
+            }
+            other => other,
+        })
     }
 
     /// The file that pins are for; none if it is not watched any more.

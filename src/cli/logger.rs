@@ -31,6 +31,11 @@ struct Serving {
 
 static SERVING: Mutex<Option<Serving>> = Mutex::new(None);
 
+/// Where the FUSE library tells that the kernel did not take a reply.
+const REPLY_TARGET: &str = "fuser::reply";
+/// ENOENT: who asked is gone, killed or interrupted, and nobody waits for the reply.
+const REPLY_TO_NOBODY: &str = "(os error 2)";
+
 struct Logger;
 
 impl Log for Logger {
@@ -43,6 +48,9 @@ impl Log for Logger {
         // both itself.
         let ours = record.target().starts_with("revfs");
         if !self.enabled(record.metadata()) || (!ours && record.level() > Level::Error) {
+            return;
+        }
+        if record.target() == REPLY_TARGET && record.args().to_string().ends_with(REPLY_TO_NOBODY) {
             return;
         }
         let word = match record.level() {

@@ -23,7 +23,7 @@ pub enum FaceFile {
     Version,
     /// Process that serves the mount.
     Pid,
-    /// Counters, one a line: name, space, value.
+    /// Gauges and counters, one a line: name, space, value.
     Stats,
     /// The last lines of the log.
     Log,
@@ -87,7 +87,7 @@ impl Face {
 
 fn stats_text(server: &Server, inodes: u64) -> String {
     let mut text = format!("head {}\nat {}\ninodes {inodes}\n", server.head(), server.shown());
-    for (name, value) in server.stats().all() {
+    for (name, value) in server.gauges().all().into_iter().chain(server.stats().all()) {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{name} {value}");
     }

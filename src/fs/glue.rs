@@ -240,7 +240,7 @@ fn answer_read(tree: &Tree, ino: INodeNo, result: Result<ReadBuffer, HeadReadErr
             reply.error(read_errno(&error));
         }
         // Told in the log once for the process, not once a page.
-        Err(HeadReadError::Killed) => reply.error(Errno::EIO),
+        Err(HeadReadError::Barred) => reply.error(Errno::EIO),
     }
 }
 

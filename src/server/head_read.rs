@@ -23,9 +23,9 @@ pub enum HeadReadError {
     /// The store.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// Who asks is being killed, and can die only when it is answered (rule 16).
-    #[error("the process that reads is being killed for breaking the isolation protocol")]
-    Killed,
+    /// Who asks is being killed, and can die only when it is answered (rule 16), or is not told of pins any more.
+    #[error("the process that reads is being killed, or its watches ended because the server stops")]
+    Barred,
 }
 
 /// A READ that is answered now or later.
@@ -49,11 +49,11 @@ impl Server {
             self.tracking.add(file, offset, len);
         }
         let view = self.head_file(file)?;
-        if self.is_victim(thread) {
-            return Err(HeadReadError::Killed);
+        if self.is_barred(thread) {
+            return Err(HeadReadError::Barred);
         }
         if self.links.oldest_at(file).is_none_or(|oldest| view.meta.rev <= oldest) {
-            return Ok(self.load(&view, offset, len));
+            return self.load_unless_barred(&view, (offset, len), thread);
         }
         let blocks = blocks_of(view.meta.block_size, offset, len);
         let span =
@@ -62,25 +62,26 @@ impl Server {
         let newest = revs.iter().map(|(_, rev)| *rev).max().unwrap_or(Tid::ZERO);
         let links = self.links.behind(file, newest);
         if links.is_empty() {
-            return Ok(self.load(&view, offset, len));
+            return self.load_unless_barred(&view, (offset, len), thread);
         }
         let (wait, outcome) = self.parked.begin(thread);
         for link in &links {
             self.ask_link(link, file, &revs, wait);
         }
         if !self.parked.settle(wait) {
-            return Ok(self.load(&view, offset, len));
+            return self.load_unless_barred(&view, (offset, len), thread);
         }
-        // Between the look at the victims and the parking it may have become one.
-        if self.is_victim(thread) {
+        // Between the first look and the parking it may have been barred.
+        if self.is_barred(thread) {
             self.parked.end_of(|other| other == thread);
+            return Err(HeadReadError::Barred);
         }
         Stats::add(&self.stats.parked_reads, 1);
         let server = Arc::clone(self);
         let parked = async move {
             match outcome.await {
                 Ok(Outcome::Go) => server.load_elsewhere(view, offset, len).await,
-                Ok(Outcome::Killed) | Err(_) => Err(HeadReadError::Killed),
+                Ok(Outcome::Barred) | Err(_) => Err(HeadReadError::Barred),
             }
         };
         Ok(Load::Pending(Box::pin(parked)))
@@ -99,6 +100,20 @@ impl Server {
                 Load::Pending(Box::pin(async { Ok(future.await?) }))
             }
         }
+    }
+
+    /// Loads for a READ that no link has a say in. Whether it is barred is looked at after the links: those of a
+    /// process that is abandoned end after it was barred.
+    fn load_unless_barred(
+        &self,
+        view: &FileView,
+        (offset, len): (u64, usize),
+        thread: u32,
+    ) -> Result<HeadRead, HeadReadError> {
+        if self.is_barred(thread) {
+            return Err(HeadReadError::Barred);
+        }
+        Ok(self.load(view, offset, len))
     }
 
     /// Loads on a thread that may wait for the disk.
@@ -176,28 +191,14 @@ impl Server {
         Ok(targets)
     }
 
-    /// READs that wait for acks.
-    pub fn parked_reads(&self) -> usize {
-        self.parked.count()
-    }
-
-    /// Watch links that are open, and watches on them.
-    pub fn watch_counts(&self) -> (usize, usize) {
-        (self.links.count(), self.links.watches())
-    }
-
-    /// Blocks that are tracked, and of how many files.
-    pub fn tracked_counts(&self) -> (u64, usize) {
-        self.tracking.counts()
-    }
-
-    fn is_victim(&self, thread: u32) -> bool {
-        let victims = self.victims.load();
-        if victims.is_empty() {
+    /// Whether a thread belongs to a process whose READs all fail.
+    fn is_barred(&self, thread: u32) -> bool {
+        let (victims, abandoned) = (self.victims.load(), self.abandoned.load());
+        if victims.is_empty() && abandoned.is_empty() {
             return false;
         }
         let pid = self.processes().ok().and_then(|processes| processes.pid_of(thread));
-        pid.is_some_and(|pid| victims.contains(&pid))
+        pid.is_some_and(|pid| victims.contains(&pid) || abandoned.contains(&pid))
     }
 
     /// Clients that were killed.

@@ -12,7 +12,7 @@ use revfs_protocol::{FileId, Tid};
 
 use super::clients::ClientProcess;
 use super::{Server, Stats};
-use crate::watch::{Action, Link, LinkOptions, Serial};
+use crate::watch::{Action, Link, LinkOptions, LinkStats, Serial};
 
 /// Number of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -78,6 +78,11 @@ impl WatchLink {
         let result = change(&mut self.state().link, &mut actions);
         server.do_link_actions(self, actions);
         result
+    }
+
+    /// Counts of what it has.
+    pub(super) fn stats(&self) -> LinkStats {
+        self.state().link.stats()
     }
 
     /// Whether a read of it is answered at once.
@@ -269,8 +274,13 @@ impl Server {
         self.setups.forget(link.id);
     }
 
-    /// Ends all links with `0 error: <why>`.
+    /// Ends all links with `0 error: <why>`. From now on READs of clients with watches fail: nobody tells them any
+    /// more what to map elsewhere, and head may be newer than their state.
     pub fn close_links(self: &Arc<Self>, why: &str) {
+        let watching = self.links.all().into_iter().filter(|link| link.stats().watches > 0);
+        let pids: Vec<u32> = watching.map(|link| link.process.pid()).collect();
+        self.abandoned.store(Arc::new(pids.clone()));
+        self.end_reads_of(&pids);
         for link in self.links.all() {
             link.with(self, |state, actions| state.close(why, actions));
         }
@@ -288,6 +298,7 @@ impl Server {
             match action {
                 Action::Readable => readable = true,
                 Action::Setup(request) => self.setup_asked(link, request),
+                Action::GiveUp(request) => self.setups.give_up(link.id, &request),
                 Action::Release(wait) => self.parked.release(wait),
                 Action::Unregister { file, serial } => self.links.unregister(file, link.id, serial),
                 Action::Kill(fault) => self.accuse(link, fault),

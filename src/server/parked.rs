@@ -1,7 +1,7 @@
 //! READs that wait for acks.
 //!
 //! Invariant: a parked READ holds no thread, no lock and no buffer (rule 15); it is an entry here. It goes on when
-//! the last ack that it waits for is there, or fails when the process that issued it is being killed.
+//! the last ack that it waits for is there, or fails when the process that issued it is barred from head.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,8 +15,8 @@ use crate::watch::WaitId;
 pub(super) enum Outcome {
     /// Every client that is to see something else maps it: answer.
     Go,
-    /// Its own process is being killed.
-    Killed,
+    /// Its own process may read no more of head.
+    Barred,
 }
 
 #[derive(Debug)]
@@ -89,7 +89,7 @@ impl Parked {
         for (wait, _) in threads.into_iter().filter(|(_, thread)| is_victim(*thread)) {
             let ended = self.reads().waiting.remove(&wait);
             if let Some(ended) = ended {
-                let _ = ended.go.send(Outcome::Killed);
+                let _ = ended.go.send(Outcome::Barred);
             }
         }
     }

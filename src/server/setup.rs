@@ -5,6 +5,7 @@
 //! and no thread that serves the kernel.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use revfs_protocol::{BlockSize, BlockSpan, FileId, Tid};
@@ -27,6 +28,23 @@ pub(super) struct Setups {
 type Waiting = (Arc<WatchLink>, SetupRequest);
 
 impl Setups {
+    /// A set-up is not wanted any more.
+    pub(super) fn give_up(&self, link: LinkId, request: &SetupRequest) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut requests) = waiting.entry(request.at) {
+            requests.get_mut().retain(|(of, other)| of.id != link || other.serial != request.serial);
+            if requests.get().is_empty() {
+                requests.remove();
+            }
+        }
+    }
+
+    /// How many wait.
+    pub(super) fn count(&self) -> usize {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.values().map(Vec::len).sum()
+    }
+
     /// A link is gone, and nobody waits for its set-ups.
     pub(super) fn forget(&self, link: LinkId) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,6 +84,10 @@ impl Server {
         let mut waiting = self.setups.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.entry(request.at).or_default().push((Arc::clone(link), request));
         drop(waiting);
+        // Another thread of the client may have given it up before it was in the list.
+        if !link.with(self, |state, _| state.setup_is_wanted(&request)) {
+            self.setups.give_up(link.id, &request);
+        }
         // After it is in the list: else `head/at` might come by in between.
         self.start_setups();
     }

@@ -1,8 +1,11 @@
-//! Counters.
+//! Counters of what was done, and gauges of what there is now.
 //!
-//! Invariant: no lock. A counter is right by itself; two of them may be a moment apart.
+//! Invariant: a counter takes no lock, a gauge none that is held for more than a moment. Each is right by itself; two
+//! of them may be a moment apart.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Server;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -56,6 +59,52 @@ counters! {
     invalidated_entries,
     /// Notifications that the kernel refused.
     notify_errors,
+}
+
+/// What a server has now, besides what it has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gauges {
+    /// Watch links that are open, or whose client is to die.
+    pub links: usize,
+    /// Watches that are set up.
+    pub watches: usize,
+    /// Set-ups that wait for `head/at`.
+    pub setups_waiting: usize,
+    /// Pins that are queued or sent and not acked.
+    pub pins_owed: usize,
+    /// READs that wait for acks.
+    pub reads_waiting: usize,
+    /// Blocks that were read, which a set-up may have to pin.
+    pub tracked_blocks: u64,
+}
+
+impl Gauges {
+    /// All of them by name, in a fixed order.
+    pub fn all(&self) -> [(&'static str, u64); 6] {
+        let Gauges { links, watches, setups_waiting, pins_owed, reads_waiting, tracked_blocks } = *self;
+        [
+            ("links", links as u64),
+            ("watches", watches as u64),
+            ("setups_waiting", setups_waiting as u64),
+            ("pins_owed", pins_owed as u64),
+            ("reads_waiting", reads_waiting as u64),
+            ("tracked_blocks", tracked_blocks),
+        ]
+    }
+}
+
+impl Server {
+    /// What it has now. Takes each lock for a moment, one after the other: two numbers may be a moment apart.
+    pub fn gauges(&self) -> Gauges {
+        Gauges {
+            links: self.links.count(),
+            watches: self.links.watches(),
+            setups_waiting: self.setups.count(),
+            pins_owed: self.links.all().iter().map(|link| link.stats().owed).sum(),
+            reads_waiting: self.parked.count(),
+            tracked_blocks: self.tracking.blocks(),
+        }
+    }
 }
 
 impl Stats {

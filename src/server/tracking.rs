@@ -70,10 +70,9 @@ impl Tracking {
         spans
     }
 
-    /// How many blocks are tracked, and of how many files.
-    pub(super) fn counts(&self) -> (u64, usize) {
-        let files = self.files();
-        (files.values().map(|tracked| tracked.blocks.len()).sum(), files.len())
+    /// How many blocks are tracked.
+    pub(super) fn blocks(&self) -> u64 {
+        self.files().values().map(|tracked| tracked.blocks.len()).sum()
     }
 }
 

@@ -5,6 +5,7 @@
 //! cannot die in a page fault that is not answered. fuser does not hear the kernel's interrupts, so this thread looks
 //! for signals that wait for who reads a link or waits in a READ.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -57,7 +58,7 @@ impl Server {
     }
 
     fn prosecute(self: &Arc<Self>) {
-        let mut accused = {
+        let accused = {
             let mut list = self.to_kill.accused.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *list)
         };
@@ -65,27 +66,39 @@ impl Server {
             return;
         }
         let now = self.options.clock.monotonic();
-        accused.retain_mut(|accused| !self.prosecute_one(accused, now));
+        let mut alive = self.bury_dead(accused);
+        alive.iter_mut().for_each(|accused| self.prosecute_one(accused, now));
         let mut list = self.to_kill.accused.lock().unwrap_or_else(PoisonError::into_inner);
-        list.extend(accused);
+        list.extend(alive);
         let left: Vec<u32> =
             list.iter().filter(|a| a.step != Step::Grace).map(|a| a.link.process.pid()).collect();
         drop(list);
         self.victims.store(Arc::new(left));
     }
 
-    /// One step. `true`: it is over.
-    fn prosecute_one(self: &Arc<Self>, accused: &mut Accused, now: Duration) -> bool {
+    /// Ends the links of those that are dead, and answers the others. A process counts once, however many of its
+    /// links are at fault: all of them end in one call.
+    fn bury_dead(self: &Arc<Self>, accused: Vec<Accused>) -> Vec<Accused> {
+        let pid_of = |accused: &Accused| accused.link.process.pid();
+        let gone: BTreeSet<u32> =
+            accused.iter().filter(|accused| accused.link.process.is_gone()).map(pid_of).collect();
+        let (dead, alive): (Vec<Accused>, Vec<Accused>) = accused
+            .into_iter()
+            .partition(|accused| gone.contains(&pid_of(accused)) && accused.link.process.is_gone());
+        let killed: BTreeSet<u32> =
+            dead.iter().filter(|accused| accused.step != Step::Grace).map(pid_of).collect();
+        for pid in &killed {
+            log::warn!("process {pid} is dead");
+        }
+        Stats::add(&self.stats.kills, killed.len() as u64);
+        dead.iter().for_each(|accused| self.bury(&accused.link));
+        alive
+    }
+
+    /// One step towards the end of who is alive.
+    fn prosecute_one(self: &Arc<Self>, accused: &mut Accused, now: Duration) {
         let process = &accused.link.process;
         let pid = process.pid();
-        if process.is_gone() {
-            if accused.step != Step::Grace {
-                log::warn!("process {pid} is dead");
-                Stats::add(&self.stats.kills, 1);
-            }
-            self.bury(&accused.link);
-            return true;
-        }
         let told = |result: Result<(), String>| {
             if let Err(error) = result {
                 log::error!("cannot signal process {pid}: {error}");
@@ -116,7 +129,6 @@ impl Server {
             }
             Step::Grace | Step::Bus(_) | Step::Kill(_) => {}
         }
-        false
     }
 
     /// From now on all READs of the process fail, and those that are parked do now.
@@ -126,8 +138,13 @@ impl Server {
             victims.push(pid);
             self.victims.store(Arc::new(victims));
         }
+        self.end_reads_of(&[pid]);
+    }
+
+    /// Lets the parked READs of processes fail.
+    pub(super) fn end_reads_of(&self, pids: &[u32]) {
         if let Ok(processes) = self.processes() {
-            self.parked.end_of(|thread| processes.pid_of(thread) == Some(pid));
+            self.parked.end_of(|thread| processes.pid_of(thread).is_some_and(|pid| pids.contains(&pid)));
         }
     }
 
@@ -147,7 +164,12 @@ pub(super) fn run(server: &Arc<Server>) {
     while rest(server) {
         let now = server.options.clock.monotonic();
         for link in server.links.all() {
-            link.with(server, |state, actions| state.tick(now, actions));
+            // Looked at before its pins: who is gone is not late with them.
+            let gone = link.process.is_gone();
+            link.with(server, |state, actions| match gone {
+                true => state.opener_exited(actions),
+                false => state.tick(now, actions),
+            });
         }
         server.prosecute();
         if now >= look_at {

@@ -37,7 +37,7 @@ use crate::env::{Clock, SystemClock};
 pub use commit::{CommitError, CommitWarning, Committed, ConflictKind, Transaction};
 pub use follow::Follower;
 pub use format::{FORMAT_VERSION, Format, FormatError};
-pub use index::{Index, IndexError};
+pub use index::{INDEX_SCHEMA, Index, IndexError};
 pub use init::{InitOptions, OpenError};
 pub use log::Broken;
 use objects::Objects;

@@ -234,6 +234,10 @@ impl Link {
                 actions.push(Action::Release(wait));
             }
         }
+        // Else those for a state that never comes pile up with who begins and stops watches.
+        if let Some(running) = watch.running_request() {
+            actions.push(Action::GiveUp(running));
+        }
         for request in watch.take_requests() {
             if reply {
                 self.reply_refused(&request, "the watch was stopped");
@@ -335,6 +339,12 @@ impl Link {
         }
         self.outbox.push(Out::Text(Closing::Error(why).to_frame()));
         self.end(actions);
+    }
+
+    /// The process that opened the link is gone, and all that it mapped. Others may still have the link open: a
+    /// child of it, or who was given the descriptor.
+    pub fn opener_exited(&mut self, actions: &mut Vec<Action>) {
+        self.close("opener exited", actions);
     }
 
     /// Rule 16: decided under the link's mutex, while the pin is owed.

@@ -64,6 +64,11 @@ impl Watch {
         self.registered.is_none() && self.running.is_none() && self.queued.is_empty()
     }
 
+    /// The request that was handed out by [`Action::Setup`] last, unless it is answered.
+    pub(super) fn running_request(&self) -> Option<SetupRequest> {
+        self.running.as_ref().map(|running| running.request)
+    }
+
     /// All requests that are not answered yet.
     pub(super) fn take_requests(&mut self) -> Vec<SetupRequest> {
         self.running.take().map(|running| running.request).into_iter().chain(self.queued.drain(..)).collect()
@@ -97,6 +102,11 @@ impl Link {
         let watch = self.watches.get_mut(&request.file)?;
         let serial = watch.running.as_ref()?.request.serial;
         (serial == request.serial).then_some((watch, serial))
+    }
+
+    /// Whether a set-up is still wanted.
+    pub fn setup_is_wanted(&mut self, request: &SetupRequest) -> bool {
+        self.running(request).is_some()
     }
 
     /// `head/at` has reached the state of a set-up: may it go on?

@@ -161,6 +161,9 @@ impl World {
             match action {
                 Action::Readable | Action::Unregister { .. } => {}
                 Action::Setup(request) => self.setups.push((client, request, SetUp::Waiting)),
+                Action::GiveUp(given_up) => {
+                    self.setups.retain(|(of, request, _)| (*of, *request) != (client, given_up))
+                }
                 Action::Release(wait) => {
                     if let Some(read) = self.reads.iter_mut().find(|read| read.wait == wait) {
                         read.acks -= 1;

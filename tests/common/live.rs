@@ -15,7 +15,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use revfs::env::{SystemClock, sleep};
-use revfs::store::native::{NativeStore, OpenOptions};
+use revfs::store::native::{INDEX_SCHEMA, NativeStore, OpenOptions};
 
 /// A test that takes longer than this hangs: what it mounted and started is ended, so that it fails instead.
 const WATCHDOG: Duration = Duration::from_secs(400);
@@ -210,6 +210,11 @@ impl Place {
         self.root.join(name)
     }
 
+    /// The folder of the index's tables of the store `s`.
+    pub fn index(&self) -> PathBuf {
+        self.path(&format!("s/index/v{INDEX_SCHEMA}"))
+    }
+
     /// The program with these arguments, to be run in the folder.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_revfs"));
@@ -284,7 +289,12 @@ impl Place {
 
     /// Mounts the store `s`, by a server in the background.
     pub fn mount_at(&self, name: &str) -> Live {
-        self.ok(&["mount", "s", name, "--log", "server.log"]);
+        self.mount_with(name, &[])
+    }
+
+    /// The same, with more options.
+    pub fn mount_with(&self, name: &str, options: &[&str]) -> Live {
+        self.ok(&[&["mount", "s", name, "--log", "server.log"], options].concat());
         Live { root: self.path(name) }
     }
 
@@ -367,6 +377,13 @@ impl Live {
     /// Waits until `head/at` shows `tid` or a later one.
     pub fn wait(&self, tid: &str) {
         wait_until("head/at moves", || self.at().as_str() >= tid);
+    }
+
+    /// A gauge or a counter of `.revfs/stats`.
+    pub fn stat(&self, name: &str) -> u64 {
+        let stats = fs::read_to_string(self.path(".revfs/stats")).unwrap();
+        let mut values = stats.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        values.next().unwrap_or_else(|| panic!("no {name} in {stats}")).parse().unwrap()
     }
 
     /// Process of the server.

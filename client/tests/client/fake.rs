@@ -147,6 +147,12 @@ impl Fake {
         self.connect_at(Some(at))
     }
 
+    /// Counts the bytes that the client has not read yet; to be had before it connects.
+    pub fn unread(&self) -> impl Fn() -> u64 + use<> {
+        let end = self.client_end.lock().unwrap().as_ref().unwrap().try_clone().unwrap();
+        move || rustix::io::ioctl_fionread(&end).unwrap()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.inner.state.lock().unwrap()
     }

@@ -73,6 +73,27 @@ fn a_slow_pin_holds_up_no_other_block() {
 }
 
 #[test]
+fn the_link_is_read_while_a_pin_is_slow() {
+    let fake = Fake::new();
+    fake.write_head(FILE, &blocks(b"ab"));
+    fake.write_rev(FILE, tid(3), &blocks(b"AB"));
+    let slow = Slow::new(&fake, tid(1));
+    fake.plan(FILE, tid(10), Plan::size(2 * BLOCK));
+    let unread = fake.unread();
+    let file = fake.connect(tid(10)).file_by_id(FILE).unwrap();
+    let mapping = map_blocks(&file, 2);
+    let first = fake.send_pins(FILE, &[(span(0, 0), PinTo::Rev(tid(1)))]);
+    while unread() > 0 {
+        thread::yield_now();
+    }
+    let second = fake.send_pins(FILE, &[(span(1, 1), PinTo::Rev(tid(3)))]);
+    fake.wait_acks(&second);
+    slow.let_go();
+    fake.wait_acks(&first);
+    assert_eq!(shown(&mapping), blocks(b"\0B"));
+}
+
+#[test]
 fn pins_of_one_block_are_carried_out_in_order() {
     let fake = Fake::new();
     fake.write_head(FILE, &blocks(b"abcd"));

@@ -249,8 +249,9 @@ mod tests {
             Pair { index, _dir: dir, seq: 0, size: 0, model: BTreeMap::new() }
         }
 
+        /// Of the file; its neighbour has one more.
         fn entries(&self) -> u64 {
-            self.index.tables.blocks.len(&self.index.read().unwrap()).unwrap()
+            self.index.tables.blocks.len(&self.index.read().unwrap()).unwrap() - 1
         }
 
         /// Commits the file with so many blocks and these extents.
@@ -275,6 +276,10 @@ mod tests {
                 block_size: BlockSize::MIN,
                 blocks: Vec::new(),
             };
+            let mut files = vec![RecordFile { change, extents }];
+            if self.seq == 1 {
+                files.push(Pair::neighbour());
+            }
             let record = CommitRecord {
                 seq: self.seq,
                 tid,
@@ -285,13 +290,30 @@ mod tests {
                 author: String::new(),
                 message: String::new(),
                 packs: Vec::new(),
-                files: vec![RecordFile { change, extents }],
+                files,
                 tags: Vec::new(),
             };
             let hash = [self.seq as u8; 32];
             self.index.apply(&[LogEntry { record, body: Vec::new(), hash, inline_at: 0 }]).unwrap();
             self.size = size;
             tid
+        }
+
+        /// A file whose groups come next in the table, at numbers that this one has too.
+        fn neighbour() -> RecordFile {
+            let place = Place::Stored { pack: 0, offset: 0, len: 7, codec: Codec::Raw };
+            let change = FileChange {
+                file: FileId::from_raw(FILE.raw() + 1),
+                path: b"y".to_vec(),
+                renamed_from: None,
+                created: true,
+                deleted: false,
+                old_size: 0,
+                size: BLOCK,
+                block_size: BlockSize::MIN,
+                blocks: Vec::new(),
+            };
+            RecordFile { change, extents: vec![Extent { first: 0, count: 1, place }] }
         }
 
         fn expect(&mut self, tid: Tid, extent: &Extent) {

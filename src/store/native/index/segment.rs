@@ -601,7 +601,7 @@ mod tests {
         assert!(changes(4, [4]).put_on(Some(&segment)).is_err(), "older than the segment");
         // Full, and block 9 is newer than the commit that would carry it.
         let mut entries = dense(2);
-        put(&mut entries, &changes(9, 9..43));
+        put(&mut entries, &changes(9, 9..30));
         let segment = last(&entries, Tid::MAX).unwrap();
         assert!(changes(8, [0]).put_on(Some(&segment)).is_err(), "older than what it would carry");
     }
