@@ -163,7 +163,7 @@ pub fn run(bench: &mut Bench, folder: &Folder) -> Result<()> {
     bench.row(&READ, |row| cold_read(row, &place, folder, (bytes, seed), links));
     if bench.wants(&LINKS_RSS) || bench.wants(&LINKS_SETUP) {
         let counts = (bench.count(MANY_LINKS), bench.count(FEW_LINKS));
-        let links = ManyLinks::open(&place, folder, counts)?;
+        let links = ManyLinks::new(&place, folder, counts)?;
         bench.row(&LINKS_RSS, |row| links.rss(row));
         let setups = bench.count(SETUPS);
         bench.row(&LINKS_SETUP, |row| links.set_up(row, setups));
@@ -193,17 +193,25 @@ fn pin_fault(
             None => (last, view(mounted, last.tid)?),
         };
         cache_words(mounted, &written, before)?;
-        let parked = parked_reads(mounted)?;
         let mut took = Vec::with_capacity(order.len());
         for number in &order {
             let block = written.blocks[*number as usize];
+            let address = view.as_ptr().addr() as u64 + written.start(block);
+            let sources = || -> Result<_> { Ok((system::mapped_inode(address)?, reads(mounted)?)) };
+            let earlier = sources()?;
             let (time, word) = timed(|| view.with_bytes(|bytes| word_at(bytes, written.start(block))));
             seen.check(block, word.of_store("a mapping")?)?;
+            let later = sources()?;
+            // Else it was in the cache, or somebody else had it pinned before.
+            if earlier.1 == later.1 || (earlier.0 != later.0) != (side == Side::Ours) {
+                return Err(BenchError::Wrong(format!(
+                    "the fault on block {block}: {} READs, mapped from inode {} before and {} after",
+                    later.1 - earlier.1,
+                    earlier.0,
+                    later.0
+                )));
+            }
             took.push(time);
-        }
-        let (parked, needed) = (parked_reads(mounted)? - parked, if side == Side::Ours { faults } else { 0 });
-        if parked < needed || (needed == 0 && parked > 0) {
-            return Err(BenchError::Wrong(format!("{parked} READs waited for pins, {needed} were to")));
         }
         Ok(median(took.iter().map(Duration::as_secs_f64)) * 1e6)
     };
@@ -245,12 +253,12 @@ fn read_words(path: &Path, written: &Written, change: Change) -> Result<()> {
     Ok(())
 }
 
-/// READs that the server has made wait for pins so far.
-fn parked_reads(mounted: &Mounted) -> Result<u64> {
+/// READs of file data that the server was asked so far.
+fn reads(mounted: &Mounted) -> Result<u64> {
     let path = mounted.join(".revfs/stats");
     let text = std::fs::read_to_string(&path).named(path.display())?;
-    let count = text.lines().find_map(|line| line.strip_prefix("parked_reads ")?.parse().ok());
-    count.ok_or_else(|| BenchError::Wrong(format!("{} has no number of parked READs", path.display())))
+    let count = text.lines().find_map(|line| line.strip_prefix("reads ")?.parse().ok());
+    count.ok_or_else(|| BenchError::Wrong(format!("{} has no number of READs", path.display())))
 }
 
 fn commit_shown(
@@ -339,54 +347,62 @@ fn file_id(path: &Path) -> Result<revfs::protocol::FileId> {
     id.ok_or_else(|| BenchError::Wrong(format!("{} has no id", path.display())))
 }
 
-/// Two mounts of a store, one with many links and one with few.
-struct ManyLinks<'r> {
+/// A store whose mounts get many links, or few. Each half has a mount of its own, and no other runs beside it.
+struct ManyLinks<'p> {
+    place: &'p Place<'p>,
+    point: PathBuf,
     written: Written,
     at: Change,
-    // Before the mounts: dropped first.
-    links: [Vec<Link>; 2],
-    mounts: [Mounted<'r>; 2],
+    many: u64,
+    few: u64,
 }
 
-impl<'r> ManyLinks<'r> {
-    fn open(place: &Place<'r>, folder: &Folder, (many, few): (u64, u64)) -> Result<ManyLinks<'r>> {
-        // The server has one or two descriptors for each link, and takes over the limit.
-        system::allow_open_files(2 * many + FILES_MORE)?;
+impl<'p> ManyLinks<'p> {
+    fn new(place: &'p Place<'p>, folder: &Folder, (many, few): (u64, u64)) -> Result<ManyLinks<'p>> {
+        // One a link in this process; its server has one for the process.
+        system::allow_open_files(many + FILES_MORE)?;
         let mut written = place.writer.create("links", BlockSize::MIN, (4, 1))?;
         let at = place.writer.change(&mut written)?;
-        let mounts = [place.mount(&folder.join("mnt-many"))?, place.mount(&folder.join("mnt-few"))?];
-        let open = |mounted, count| {
-            wait_shown(mounted, at.tid)?;
-            Link::open_idle(mounted, count, (written.file, at.tid))
-        };
-        let links = [open(&mounts[0], many)?, open(&mounts[1], few)?];
-        Ok(ManyLinks { written, at, links, mounts })
+        Ok(ManyLinks { place, point: folder.join("mnt-links"), written, at, many, few })
     }
 
-    fn mount(&self, side: Side) -> &Mounted<'r> {
-        if side == Side::Ours { &self.mounts[0] } else { &self.mounts[1] }
+    /// Lets `measure` see a mount with as many links as a side has.
+    fn half(&self, side: Side, measure: impl FnOnce(&Mounted) -> Result<f64>) -> Result<f64> {
+        let mounted = self.place.mount(&self.point)?;
+        wait_shown(&mounted, self.at.tid)?;
+        let count = if side == Side::Ours { self.many } else { self.few };
+        let links = Link::open_idle(&mounted, count, (self.written.file, self.at.tid))?;
+        let value = measure(&mounted)?;
+        Link::check_silent(&links)?;
+        Ok(value)
     }
 
     fn rss(&self, row: &mut Row) -> Result<Vec<Pair>> {
-        row.note(format!("{} and {} links, each with a watch", self.links[0].len(), self.links[1].len()));
-        row.interleave(|side, _| Ok(self.mount(side).server_bytes("VmRSS:")? as f64 / f64::from(1 << 20)))
+        row.note(format!("{} and {} links, each with a watch", self.many, self.few));
+        row.interleave(|side, _| {
+            self.half(side, |mounted| Ok(mounted.server_bytes("VmRSS:")? as f64 / f64::from(1 << 20)))
+        })
     }
 
     fn set_up(&self, row: &mut Row, count: u64) -> Result<Vec<Pair>> {
         let mut opens = [Vec::new(), Vec::new()];
         let pairs = row.interleave(|side, _| {
-            let mounted = self.mount(side);
-            read_words(&mounted.join("head/bigfile/links"), &self.written, self.at)?;
-            let mut took = Vec::new();
-            for _ in 0..count {
-                let (opened, link) = timed(|| Link::open(mounted));
-                let mut link = link?;
-                opens[usize::from(side == Side::Baseline)].push(opened);
-                let (time, watched) = timed(|| link.watch_idle(self.written.file, self.at.tid));
-                watched?;
-                took.push(time);
-            }
-            Ok(median(took.iter().map(Duration::as_secs_f64)) * 1e6)
+            self.half(side, |mounted| {
+                read_words(&mounted.join("head/bigfile/links"), &self.written, self.at)?;
+                let mut took = Vec::new();
+                // The first ones are those of a server that has just started, and count on neither side.
+                for number in 0..2 * count {
+                    let (opened, link) = timed(|| Link::open(mounted));
+                    let mut link = link?;
+                    let (time, watched) = timed(|| link.watch_idle(self.written.file, self.at.tid));
+                    watched?;
+                    if number >= count {
+                        opens[usize::from(side == Side::Baseline)].push(opened);
+                        took.push(time);
+                    }
+                }
+                Ok(median(took.iter().map(Duration::as_secs_f64)) * 1e6)
+            })
         })?;
         let [many, few] = opens.map(|took| median(took.iter().map(Duration::as_secs_f64)) * 1e6);
         row.note(format!(

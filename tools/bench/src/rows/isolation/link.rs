@@ -96,7 +96,8 @@ impl Link {
             }
             let mut input = &chunk[..len];
             while let Some(line) = self.lines.next_line(&mut input) {
-                let frame = line.map_err(unexpected).and_then(|line| Frame::parse(line).map_err(unexpected))?;
+                let frame =
+                    line.map_err(unexpected).and_then(|line| Frame::parse(line).map_err(unexpected))?;
                 match ServerMessage::parse(frame.stream, frame.message).map_err(unexpected)? {
                     ServerMessage::Pin { blocks, to, .. } => {
                         obey(blocks, to)?;

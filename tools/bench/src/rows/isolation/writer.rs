@@ -163,7 +163,9 @@ pub struct Prepared {
 pub fn head_at(mounted: &Mounted) -> Result<Tid> {
     let path = mounted.join("head/at");
     let text = fs::read_to_string(&path).named(path.display())?;
-    text.trim().parse().map_err(|error| BenchError::Wrong(format!("{} has {text:?}: {error}", path.display())))
+    text.trim()
+        .parse()
+        .map_err(|error| BenchError::Wrong(format!("{} has {text:?}: {error}", path.display())))
 }
 
 /// Waits until `head/at` of a mount shows a commit.
