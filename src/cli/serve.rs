@@ -254,7 +254,7 @@ fn start(plan: &MountPlan, in_background: bool) -> Result<Serving, CliError> {
         poll_interval: POLL_INTERVAL_DEFAULT,
         history: TailOptions { span: plan.keep_history, ..TailOptions::default() },
         pin_timeout: plan.pin_timeout,
-        processes: Some(Arc::new(HostProcesses)),
+        processes: Some(Arc::new(HostProcesses::default())),
     };
     let server = Server::new(store.as_store(), options);
     let mounted =
