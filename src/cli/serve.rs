@@ -255,7 +255,7 @@ fn start(plan: &MountPlan, in_background: bool) -> Result<Serving, CliError> {
         history: TailOptions { span: plan.keep_history, ..TailOptions::default() },
         pin_timeout: plan.pin_timeout,
         tracking_bytes_max: plan.tracking_bytes,
-        processes: Some(Arc::new(HostProcesses)),
+        processes: Some(Arc::new(HostProcesses::default())),
     };
     let server = Server::new(store.as_store(), options);
     let mounted =

@@ -4,18 +4,43 @@
 //! could not be stopped from using data that is not its revision's. Signals that wait for a thread are read from
 //! `/proc`: the kernel tells a FUSE server of them by INTERRUPT only, which the crate fuser does not take.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use rustix::io::Errno;
 use rustix::process::Signal;
 
-use super::process::{Process, process_of_thread};
+use super::process::{Process, ProcessError, process_of_thread};
 use super::users::name_of;
 use crate::server::{ClientProcess, Processes};
 
 /// The processes of this machine.
 #[derive(Debug, Default)]
-pub struct HostProcesses;
+pub struct HostProcesses {
+    /// Those that have links: one descriptor for each, however many links it has.
+    // Leaf lock: held for one look-up or change.
+    known: Mutex<HashMap<u32, Weak<Process>>>,
+}
+
+impl HostProcesses {
+    fn process_of(&self, thread: u32) -> Result<Arc<Process>, ProcessError> {
+        let pid = process_of_thread(thread)?;
+        let known = self.known().get(&pid).and_then(Weak::upgrade);
+        // It had the number before the thread was looked up, and has it still: so the thread is one of its own.
+        if let Some(process) = known.filter(|process| process.is_alive()) {
+            return Ok(process);
+        }
+        let process = Arc::new(Process::of_thread(thread)?);
+        let mut known = self.known();
+        known.retain(|_, process| process.strong_count() > 0);
+        known.insert(process.pid(), Arc::downgrade(&process));
+        Ok(process)
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<u32, Weak<Process>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl ClientProcess for Process {
     fn pid(&self) -> u32 {
@@ -46,9 +71,9 @@ impl Processes for HostProcesses {
                 "the process is in another pid namespace: run revfs in the one of its clients".to_owned()
             );
         }
-        let process = Process::of_thread(thread).map_err(|error| error.to_string())?;
+        let process = self.process_of(thread).map_err(|error| error.to_string())?;
         match process.may_signal() {
-            Ok(()) => Ok(Arc::new(process)),
+            Ok(()) => Ok(process),
             Err(Errno::PERM) => Err(format!(
                 "process {} belongs to another user: run revfs as that user or as root",
                 process.pid()
@@ -112,10 +137,38 @@ mod tests {
     #[test]
     fn this_process_can_be_a_client_and_one_of_another_namespace_cannot() {
         let thread = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
-        let client = HostProcesses.client_of(thread).unwrap();
+        let processes = HostProcesses::default();
+        let client = processes.client_of(thread).unwrap();
         assert_eq!((client.pid(), client.is_gone()), (std::process::id(), false));
-        assert!(HostProcesses.client_of(0).unwrap_err().contains("namespace"));
-        assert_eq!(HostProcesses.pid_of(thread), Some(std::process::id()));
-        assert!(!HostProcesses.is_signalled(thread));
+        let again = std::thread::scope(|scope| {
+            let other = || {
+                processes.client_of(rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()).unwrap()
+            };
+            scope.spawn(other).join().unwrap()
+        });
+        assert!(Arc::ptr_eq(&client, &again), "one descriptor for a process, whichever thread asks");
+        assert!(processes.client_of(0).unwrap_err().contains("namespace"));
+        assert_eq!(processes.pid_of(thread), Some(std::process::id()));
+        assert!(!processes.is_signalled(thread));
+    }
+
+    #[test]
+    fn a_number_that_is_given_again_means_the_new_process() {
+        let processes = HostProcesses::default();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let old = processes.process_of(child.id());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let old = old.unwrap();
+        assert!(old.is_gone());
+        // As if this process had got the number of the one that ended.
+        processes.known().insert(std::process::id(), Arc::downgrade(&old));
+        let found = processes.process_of(std::process::id()).unwrap();
+        assert!(!found.is_gone() && found.pid() == std::process::id());
+        assert!(Arc::ptr_eq(&found, &processes.process_of(std::process::id()).unwrap()));
+        drop((found, old));
+        processes.process_of(std::process::id()).unwrap();
+        assert!(processes.process_of(child.id()).is_err());
+        assert_eq!(processes.known().len(), 1, "those that ended are forgotten");
     }
 }

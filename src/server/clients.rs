@@ -25,7 +25,7 @@ pub trait ClientProcess: Send + Sync + Debug {
 
 /// Where processes are found.
 pub trait Processes: Send + Sync + Debug {
-    /// The process to which a thread belongs, if the server may signal it.
+    /// The process to which a thread belongs, if the server may signal it. May be the same object for all its threads.
     ///
     /// # Errors
     /// Why it cannot be watched over, with the remedy.

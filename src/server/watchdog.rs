@@ -5,7 +5,7 @@
 //! cannot die in a page fault that is not answered. fuser does not hear the kernel's interrupts, so this thread looks
 //! for signals that wait for who reads a link or waits in a READ.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -163,9 +163,12 @@ pub(super) fn run(server: &Arc<Server>) {
     let mut look_at = Duration::ZERO;
     while rest(server) {
         let now = server.options.clock.monotonic();
+        // One process may have thousands of links: it is asked once.
+        let mut looked_at: HashMap<*const (), bool> = HashMap::new();
         for link in server.links.all() {
             // Looked at before its pins: who is gone is not late with them.
-            let gone = link.process.is_gone();
+            let process = Arc::as_ptr(&link.process).cast::<()>();
+            let gone = *looked_at.entry(process).or_insert_with(|| link.process.is_gone());
             link.with(server, |state, actions| match gone {
                 true => state.opener_exited(actions),
                 false => state.tick(now, actions),

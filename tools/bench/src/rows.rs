@@ -5,6 +5,7 @@
 mod changes;
 mod commits;
 mod index;
+mod isolation;
 mod latency;
 mod reads;
 mod small;
@@ -33,12 +34,13 @@ struct Group {
     run: fn(&mut Bench, &Folder) -> Result<()>,
 }
 
-const GROUPS: [Group; 6] = [
+const GROUPS: [Group; 7] = [
     Group { name: "reads", rows: &reads::ROWS, disk_gib: 9.0, run: reads::run },
     Group { name: "commits", rows: &commits::ROWS, disk_gib: 22.0, run: commits::run },
     Group { name: "small", rows: &small::ROWS, disk_gib: 1.0, run: small::run },
     Group { name: "index", rows: &index::ROWS, disk_gib: 4.0, run: index::run },
     Group { name: "changes", rows: &changes::ROWS, disk_gib: 0.1, run: changes::run },
+    Group { name: "isolation", rows: &isolation::ROWS, disk_gib: 2.5, run: isolation::run },
     Group { name: "latency", rows: &latency::ROWS, disk_gib: 0.5, run: latency::run },
 ];
 

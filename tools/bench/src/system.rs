@@ -2,10 +2,12 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use rustix::mount::UnmountFlags;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 
 use crate::error::{BenchError, Named, Result};
@@ -89,6 +91,44 @@ fn field_bytes(path: &Path, field: &str) -> Result<u64> {
 pub fn free_bytes(dir: &Path) -> Result<u64> {
     let disk = rustix::fs::statvfs(dir).named(dir.display())?;
     Ok(disk.f_bavail * disk.f_frsize)
+}
+
+/// Lets this process, and those that it starts from now on, have so many files open.
+///
+/// # Errors
+/// The limit is lower, and this user may not raise it.
+pub fn allow_open_files(count: u64) -> Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= count) {
+        return Ok(());
+    }
+    let maximum = limit.maximum.map(|maximum| maximum.max(count));
+    setrlimit(Resource::Nofile, Rlimit { current: Some(count), maximum }).map_err(|errno| {
+        BenchError::NotPossible {
+            what: format!("{count} files are to be open at once: {errno}"),
+            remedy: "raise the limit (ulimit -n) or run bench as root",
+        }
+    })
+}
+
+/// Inode that an address of this process is mapped from; 0 if it is mapped from no file.
+///
+/// # Errors
+/// Nothing is mapped there, or /proc cannot be read.
+pub fn mapped_inode(address: u64) -> Result<u64> {
+    const MAPS: &str = "/proc/self/maps";
+    let maps = fs::read_to_string(MAPS).named(MAPS)?;
+    let inode = maps.lines().find_map(|line| map_line(line).filter(|(range, _)| range.contains(&address)));
+    let inode = inode.map(|(_, inode)| inode);
+    inode.ok_or_else(|| BenchError::Wrong(format!("{MAPS} has nothing at {address:x}")))
+}
+
+/// Addresses of a line, and the inode that they are mapped from.
+fn map_line(line: &str) -> Option<(Range<u64>, u64)> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let address = |text| u64::from_str_radix(text, 16).ok();
+    Some((address(start)?..address(end)?, fields.nth(3)?.parse().ok()?))
 }
 
 /// A line of `/proc/self/mountinfo`.
@@ -226,6 +266,17 @@ mod tests {
             let _ = mount_line(&line[..cut]);
         }
         assert_eq!(unescape(br"a\0401\"), r"a 1\");
+    }
+
+    #[test]
+    fn lines_of_maps_are_read() {
+        let line = "7f00d000-7f00f000 r--s 00002000 00:35 4711    /mnt/head/bigfile/a b";
+        assert_eq!(map_line(line), Some((0x7f00_d000..0x7f00_f000, 4711)));
+        assert_eq!(map_line("7f00d000-7f00f000 rw-p 00000000"), None);
+        let own = std::env::current_exe().unwrap();
+        let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(own).unwrap());
+        assert_eq!(mapped_inode(lines_of_maps_are_read as fn() as usize as u64).unwrap(), inode);
+        assert!(mapped_inode(0).is_err());
     }
 
     #[test]

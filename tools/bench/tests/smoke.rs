@@ -39,6 +39,15 @@ fn can_mount() -> bool {
     false
 }
 
+/// Keys of all rows, in order.
+fn listed(dir: &Path) -> Vec<String> {
+    let output = bench(dir, &["--list"]).output().expect("bench starts");
+    let text = String::from_utf8(output.stdout).expect("keys are ASCII");
+    // Groups stand at the margin.
+    let rows = text.lines().filter_map(|line| line.strip_prefix("  "));
+    rows.filter_map(|row| row.split_whitespace().next()).map(str::to_owned).collect()
+}
+
 fn mounts_below(dir: &Path) -> usize {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("/proc is there");
     mounts.lines().filter(|line| line.contains(&*dir.to_string_lossy())).count()
@@ -63,8 +72,13 @@ fn every_row_runs_and_nothing_is_left() {
     assert!(output.status.success(), "{said}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["valid"], false);
-    for row in report["rows"].as_array().unwrap() {
+    let rows = report["rows"].as_array().unwrap();
+    for row in rows {
         assert!(row["error"].is_null() && row["median"].is_number() && row["met"].is_null(), "{row}");
+    }
+    if only.is_empty() {
+        let measured: Vec<&str> = rows.iter().filter_map(|row| row["key"].as_str()).collect();
+        assert_eq!(measured, listed(dir.path()));
     }
     assert_clean(dir.path());
 }
