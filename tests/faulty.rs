@@ -8,7 +8,7 @@
 
 #[path = "common/live.rs"]
 mod live;
-#[path = "faulty/puppet.rs"]
+#[path = "common/puppet.rs"]
 mod puppet;
 
 use std::fs;

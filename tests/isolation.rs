@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used)] // a failed step is a failed test
 
-#[path = "isolation/link.rs"]
+#[path = "common/link.rs"]
 mod link;
 #[path = "common/live.rs"]
 mod live;

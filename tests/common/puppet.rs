@@ -2,6 +2,8 @@
 //!
 //! Invariant: it goes away with its [`Puppet`], and a line that does not come fails the test.
 
+#![allow(dead_code, clippy::unwrap_used)] // each test program uses a part; a test ends at the first surprise
+
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -119,7 +121,16 @@ impl Puppet {
 
     /// Whether it has ended and nobody has waited for it.
     pub fn is_zombie(&self) -> bool {
+        self.state() == 'Z'
+    }
+
+    /// Whether its main thread sleeps.
+    pub fn sleeps(&self) -> bool {
+        self.state() == 'S'
+    }
+
+    fn state(&self) -> char {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-        stat.rsplit_once(") ").unwrap().1.starts_with('Z')
+        stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
     }
 }

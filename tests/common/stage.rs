@@ -1,0 +1,179 @@
+//! A mounted file `a` of a few blocks, each filled with one value, and who reads it.
+//!
+//! Invariant: a READ that waits for a pin is done by a thread that nobody waits for without a limit, so that a test
+//! that fails ends.
+
+#![allow(dead_code, clippy::unwrap_used)] // each test program uses a part; a test ends at the first surprise
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+
+use rustix::fs::{Advice, fadvise};
+
+use crate::link::{WatchFile, file_id};
+use crate::live::{Live, Place, SOON, wait_until};
+use crate::mapping::{Mapping, PAGE};
+
+/// Bytes of a block.
+pub const BLOCK: usize = 64 << 10;
+/// Pages of a block.
+pub const PAGES: usize = BLOCK / PAGE;
+/// A pin timeout that no test lives to see.
+pub const LONG: &str = "1h";
+
+/// Bytes of a file whose blocks are each filled with one value.
+pub fn filled(values: &[u8]) -> Vec<u8> {
+    values.iter().flat_map(|value| vec![*value; BLOCK]).collect()
+}
+
+/// Commits a file of such blocks; a block of zeros is a hole.
+pub fn commit_file(place: &Place, name: &str, values: &[u8]) -> String {
+    let source = File::create(place.path("source")).unwrap();
+    source.set_len((values.len() * BLOCK) as u64).unwrap();
+    for (block, value) in values.iter().enumerate().filter(|(_, value)| **value != 0) {
+        source.write_all_at(&vec![*value; BLOCK], (block * BLOCK) as u64).unwrap();
+    }
+    place.ok(&["commit", "s", &format!("{name}=source"), "--block-size", "64K"])
+}
+
+/// The mount.
+pub struct Stage {
+    pub live: Live,
+    pub place: Place,
+}
+
+impl Stage {
+    /// A file of one version; its tid.
+    pub fn new(values: &[u8]) -> (Stage, String) {
+        let (stage, tids) = Stage::with(&["--pin-timeout", LONG], &[values]);
+        (stage, tids[0].clone())
+    }
+
+    /// A file of versions that were committed before the mount; their tids.
+    pub fn with(options: &[&str], versions: &[&[u8]]) -> (Stage, Vec<String>) {
+        let place = Place::new();
+        let tids = versions.iter().map(|values| commit_file(&place, "a", values)).collect();
+        let live = place.mount_with("m", options);
+        (Stage { live, place }, tids)
+    }
+
+    /// Commits and waits until head shows it.
+    pub fn commit(&self, values: &[u8]) -> String {
+        let tid = commit_file(&self.place, "a", values);
+        self.live.wait(&tid);
+        tid
+    }
+
+    /// The file's id.
+    pub fn file(&self) -> String {
+        file_id(&self.live.head("a"))
+    }
+
+    /// A new link.
+    pub fn link(&self) -> WatchFile {
+        WatchFile::open(self.live.root())
+    }
+
+    /// A new link that watches the file at a revision; nothing is to be pinned for it.
+    pub fn watching(&self, at: &str) -> WatchFile {
+        let mut link = self.link();
+        let (pins, answer) = link.ask_and_ack(&format!("watch {} @{at}", self.file()));
+        assert_eq!((pins.len(), answer.as_str()), (0, "ok"), "{pins:?}");
+        link
+    }
+
+    /// All of the file at head.
+    pub fn read(&self) -> Vec<u8> {
+        fs::read(self.live.head("a")).unwrap()
+    }
+
+    /// Begins to read the first page of a block of head.
+    pub fn reading(&self, block: usize) -> Reading {
+        Reading::start(&self.live.head("a"), block * BLOCK, PAGE)
+    }
+
+    /// Reads the first page of a block of head and no more; its value.
+    pub fn touch(&self, block: usize) -> u8 {
+        self.reading(block).value()
+    }
+
+    /// Drops all of head's file from the page cache.
+    pub fn evict(&self) {
+        let file = File::open(self.live.head("a")).unwrap();
+        let len = usize::try_from(file.metadata().unwrap().len()).unwrap();
+        let mapping = Mapping::new(&self.live.head("a"), len);
+        wait_until("the page cache lets go", || {
+            fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+            mapping.cached().iter().all(|cached| !cached)
+        });
+    }
+
+    /// All is as it has to be after a test: nobody was killed, and nothing is left.
+    pub fn end(self) {
+        self.end_after(0);
+    }
+
+    /// The same after so many kills.
+    pub fn end_after(self, kills: u64) {
+        assert_eq!(self.live.stat("kills"), kills);
+        for gauge in ["links", "watches", "setups_waiting", "pins_owed", "reads_waiting"] {
+            wait_until(gauge, || self.live.stat(gauge) == 0);
+        }
+        let log = fs::read_to_string(self.place.path("server.log")).unwrap();
+        assert!(!log.contains("panicked") && !log.contains("error:"), "{log}");
+        self.place.ok(&["umount", "m"]);
+        self.place.expect_nothing_left();
+    }
+}
+
+/// A read by a thread of its own.
+pub struct Reading(Receiver<std::io::Result<Vec<u8>>>);
+
+impl Reading {
+    /// Begins to read bytes, and nothing ahead of them.
+    pub fn start(path: &Path, offset: usize, len: usize) -> Reading {
+        let path: PathBuf = path.to_owned();
+        let (sender, done) = channel();
+        let read = move || {
+            let read = || {
+                let file = File::open(&path)?;
+                fadvise(&file, 0, None, Advice::Random)?;
+                let mut bytes = vec![0; len];
+                let count = file.read_at(&mut bytes, offset as u64)?;
+                bytes.truncate(count);
+                Ok(bytes)
+            };
+            // Whoever wanted it may be gone.
+            let _ = sender.send(read());
+        };
+        revfs::env::spawn("reader", read).unwrap();
+        Reading(done)
+    }
+
+    /// Whether it has not ended.
+    pub fn waits(&self) -> bool {
+        match self.0.try_recv() {
+            Err(TryRecvError::Empty) => true,
+            Ok(_) | Err(TryRecvError::Disconnected) => false,
+        }
+    }
+
+    /// How it ends.
+    pub fn result(self) -> std::io::Result<Vec<u8>> {
+        self.0.recv_timeout(SOON).unwrap()
+    }
+
+    /// What it reads.
+    pub fn bytes(self) -> Vec<u8> {
+        self.result().unwrap()
+    }
+
+    /// The one value of all that it reads.
+    pub fn value(self) -> u8 {
+        let bytes = self.bytes();
+        assert!(!bytes.is_empty() && bytes.iter().all(|byte| *byte == bytes[0]));
+        bytes[0]
+    }
+}

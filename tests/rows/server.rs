@@ -1,0 +1,204 @@
+//! The rows about the server and its mount.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use crate::live::{no_fuse, wait_until};
+use crate::mapping::PAGE;
+use crate::stage::{BLOCK, Stage, commit_file, filled};
+use rustix::fs::{Advice, fadvise};
+use rustix::io::Errno;
+use rustix::process::Signal;
+
+/// What the server has open.
+fn open_files(stage: &Stage) -> Vec<PathBuf> {
+    let entries = fs::read_dir(format!("/proc/{}/fd", stage.live.pid())).unwrap().flatten();
+    entries.filter_map(|entry| fs::read_link(entry.path()).ok()).collect()
+}
+
+#[test]
+fn row_02_lookups_wait_for_nobody_and_the_server_never_uses_its_own_mount() {
+    if no_fuse("row_02") {
+        return;
+    }
+    let (stage, t1) = Stage::new(&[1, 1]);
+    let (file, mut link) = (stage.file(), stage.watching(&t1));
+    stage.commit(&[1, 2]);
+    commit_file(&stage.place, "gone", &[1]);
+    let t3 = commit_file(&stage.place, "d/kept", &[1]);
+    stage.live.wait(&t3);
+    assert!(fs::metadata(stage.live.head("gone")).is_ok());
+    // A READ waits, and with it a commit whose pages it locks; names vanish, and the kernel forgets their files.
+    let reading = stage.reading(1);
+    assert_eq!(link.hear(), format!("2 pin {file} #1 @{t1}"));
+    let t4 = stage.place.ok(&["rm", "s", "gone"]);
+    stage.live.wait(&t4);
+    let t5 = commit_file(&stage.place, "a", &[1, 3]);
+    let t6 = stage.place.ok(&["mv", "s", "d", "e"]);
+    let rev = |tid: &str, name: &str| fs::metadata(stage.live.path(&format!("@{tid}/{name}")));
+    wait_until("it is published", || rev(&t6, "bigfile/e/kept").is_ok());
+    // What a client opens to obey a pin, and names of all kinds, also new ones.
+    for tid in [&t1, &t3, &t4, &t5] {
+        assert_eq!(rev(tid, &format!("by-id/{file}")).unwrap().len(), 2 * BLOCK as u64);
+    }
+    assert_eq!((rev(&t3, "bigfile/gone").is_ok(), rev(&t4, "bigfile/gone").is_ok()), (true, false));
+    assert!(fs::metadata(stage.live.head("gone")).is_err() && fs::metadata(stage.live.head("a")).is_ok());
+    assert_eq!(fs::read_dir(stage.live.path(&format!("@{t6}/bigfile"))).unwrap().count(), 2);
+    assert!(reading.waits());
+    let own: Vec<_> =
+        open_files(&stage).into_iter().filter(|path| path.starts_with(stage.live.root())).collect();
+    assert_eq!(own, [] as [PathBuf; 0]);
+    link.say("2 ack");
+    assert!([2, 3].contains(&reading.value()));
+    stage.live.wait(&t6);
+    drop(link);
+    stage.end();
+}
+
+#[test]
+fn row_07_no_path_and_no_offset_hurts_the_server() {
+    if no_fuse("row_07") {
+        return;
+    }
+    let (stage, t1) = Stage::new(&[1]);
+    let at = File::open(stage.live.path("head/at")).unwrap();
+    let mut buffer = [0; 32];
+    for (offset, count) in [(0, 16), (15, 1), (16, 0), (17, 0), (100, 0), (1 << 62, 0)] {
+        assert_eq!(at.read_at(&mut buffer, offset).unwrap(), count, "{offset}");
+    }
+    let empty = stage.live.path("@0000000000000000");
+    assert_eq!(fs::read_dir(empty.join("bigfile")).unwrap().count(), 0);
+    let errno = |path: PathBuf| Errno::from_io_error(&fs::metadata(path).unwrap_err()).unwrap();
+    for below in ["bigfile/a", "by-id/0000000000000001", "head", "at", "watch"] {
+        assert_eq!(errno(empty.join(below)), Errno::NOENT, "{below}");
+    }
+    let mut link = stage.link();
+    let (pins, answer) = link.ask_and_ack(&format!("watch {} @0000000000000000", stage.file()));
+    assert!(pins.is_empty() && answer.contains(&format!("file epoch detected @{t1}")), "{answer}");
+    for name in
+        ["@", "@x", "@000000000000000", "@00000000000000000", "@ffffffffffffffff", "head/at/x", "\u{ff}"]
+    {
+        assert!(
+            [Errno::INVAL, Errno::NOENT, Errno::NOTDIR].contains(&errno(stage.live.path(name))),
+            "{name}"
+        );
+    }
+    link.expect_quiet();
+    assert!(stage.read() == filled(&[1]));
+    drop((at, link));
+    stage.end();
+}
+
+#[test]
+fn row_11_revisions_that_were_looked_at_hold_no_descriptor() {
+    if no_fuse("row_11") {
+        return;
+    }
+    let (stage, t1) = Stage::new(&[1]);
+    stage.commit(&[2]);
+    let first: u64 = u64::from_str_radix(&t1, 16).unwrap();
+    let read = |tid: u64| fs::read(stage.live.rev(&format!("{tid:016x}"), "a")).unwrap()[0];
+    assert_eq!(read(first), 1);
+    let before = open_files(&stage).len();
+    for tid in first..first + 500 {
+        assert_eq!(read(tid), 1);
+    }
+    let after = open_files(&stage).len();
+    assert!(after <= before + 5, "{before} before, {after} after 500 revisions");
+    stage.end();
+}
+
+#[test]
+fn row_14_one_server_a_mount_point_and_any_number_a_store() {
+    if no_fuse("row_14") {
+        return;
+    }
+    let (stage, t1) = Stage::new(&[1, 1]);
+    let pid = stage.live.pid();
+    stage.place.fails(&["mount", "s", "m"], 10, "is served by process");
+    assert_eq!(stage.live.pid(), pid, "the first one goes on");
+    let other = stage.place.mount_at("n");
+    assert_ne!(other.pid(), pid);
+    // Clients of one are of no concern to the other.
+    let mut link = stage.watching(&t1);
+    let t2 = stage.commit(&[1, 2]);
+    other.wait(&t2);
+    assert!(fs::read(other.head("a")).unwrap() == filled(&[1, 2]));
+    link.expect_quiet();
+    stage.place.ok(&["umount", "n"]);
+    drop(link);
+    stage.end();
+}
+
+#[test]
+fn row_16_a_read_is_answered_with_its_range() {
+    if no_fuse("row_16") {
+        return;
+    }
+    let (stage, _) = Stage::new(&[1]);
+    let large = 2 << 20;
+    fs::write(stage.place.path("source"), vec![7; 2 * large]).unwrap();
+    let tid = stage.place.ok(&["commit", "s", "large=source", "--block-size", "2M"]);
+    stage.live.wait(&tid);
+    let file = File::open(stage.live.head("large")).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::blksize(&file.metadata().unwrap()), large as u64);
+    fadvise(&file, 0, None, Advice::Random).unwrap();
+    let before = stage.live.stat("read_bytes");
+    let mut page = [0; PAGE];
+    for offset in [5 * PAGE, large + 9 * PAGE] {
+        file.read_exact_at(&mut page, offset as u64).unwrap();
+        assert_eq!(page, [7; PAGE]);
+    }
+    assert_eq!(stage.live.stat("read_bytes") - before, 2 * PAGE as u64, "and not blocks of 2 MiB");
+    drop(file);
+    stage.end();
+}
+
+#[test]
+fn row_19_a_stop_leaves_no_mount_and_tells_the_clients() {
+    if no_fuse("row_19") {
+        return;
+    }
+    for signal in [Signal::TERM, Signal::INT] {
+        let (stage, t1) = Stage::new(&[1]);
+        let mut link = stage.watching(&t1);
+        stage.live.signal(signal);
+        assert_eq!(link.hear(), "0 error: shutting down", "{signal:?}");
+        assert_eq!(link.hear(), "", "{signal:?}");
+        drop(link);
+        stage.place.expect_nothing_left();
+        assert!(!stage.place.path("m").exists(), "{signal:?}");
+    }
+}
+
+#[test]
+fn row_20_statistics_are_there_while_everything_waits() {
+    if no_fuse("row_20") {
+        return;
+    }
+    let (stage, t1) = Stage::new(&[1, 1]);
+    let (file, mut link) = (stage.file(), stage.watching(&t1));
+    stage.commit(&[1, 2]);
+    let reading = stage.reading(1);
+    assert_eq!(link.hear(), format!("2 pin {file} #1 @{t1}"));
+    // A commit whose page is locked, a set-up that waits for it, and one that waits for acks.
+    let t3 = commit_file(&stage.place, "a", &[1, 3]);
+    let (mut ahead, mut asked) = (stage.link(), stage.link());
+    let stream = ahead.request(&format!("watch {file} @{t3}"));
+    asked.request(&format!("watch {file} @{t1}"));
+    assert_eq!(asked.hear(), format!("2 pin {file} #1 @{t1}"));
+    wait_until("all of it waits", || stage.live.stat("setups_waiting") == 1);
+    let gauges =
+        ["links", "watches", "pins_owed", "reads_waiting", "kills"].map(|name| stage.live.stat(name));
+    assert_eq!(gauges, [3, 2, 2, 1, 0]);
+    let status = stage.place.ok(&["status", "m"]);
+    assert!(status.contains("serving"), "{status}");
+    assert!(reading.waits());
+    link.say("2 ack");
+    asked.say("2 ack");
+    assert!([2, 3].contains(&reading.value()));
+    assert_eq!(ahead.hear(), format!("{stream} ok"));
+    drop((link, ahead, asked));
+    stage.end();
+}
