@@ -7,11 +7,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use futures::channel::oneshot::Receiver;
 use revfs_protocol::{BlockIndex, BlockSpan, FileId, Tid};
 
 use super::history::revs_of;
 use super::links::WatchLink;
-use super::parked::Outcome;
+use super::parked::{EarlySlot, Outcome};
 use super::stats::ReadTimer;
 use super::tracking::{ReadBytes, UnderWay, blocks_of};
 use super::{FileView, Server, Stats};
@@ -94,14 +95,20 @@ impl Server {
             return Err(HeadReadError::Barred);
         }
         Stats::add(&self.stats.parked_reads, 1);
-        let server = Arc::clone(self);
-        let parked = async move {
-            match outcome.await {
-                Ok(Outcome::Go) => server.load_elsewhere(view, offset, len).await,
-                Ok(Outcome::Barred) | Err(_) => Err(HeadReadError::Barred),
+        match self.parked.early_slot() {
+            // The client maps the blocks meanwhile.
+            Some(slot) => Ok(after(outcome, self.load(&view, offset, len), slot)),
+            None => {
+                let server = Arc::clone(self);
+                let parked = async move {
+                    match outcome.await {
+                        Ok(Outcome::Go) => server.load_elsewhere(view, offset, len).await,
+                        Ok(Outcome::Barred) | Err(_) => Err(HeadReadError::Barred),
+                    }
+                };
+                Ok(Load::Pending(Box::pin(parked)))
             }
-        };
-        Ok(Load::Pending(Box::pin(parked)))
+        }
     }
 
     /// Reads bytes of a file under a revision, clipped to the file's size. Nobody has a say in it.
@@ -238,6 +245,21 @@ impl Server {
     pub fn kills(&self) -> u64 {
         self.stats.kills.load(Ordering::Relaxed)
     }
+}
+
+/// Bytes that are given out when all acks are there, and not before.
+fn after(mut outcome: Receiver<Outcome>, load: BufferRead, slot: EarlySlot) -> BufferRead {
+    if let (Load::Ready(_), Ok(Some(Outcome::Go))) = (&load, outcome.try_recv()) {
+        return load;
+    }
+    Load::Pending(Box::pin(async move {
+        let _slot = slot;
+        let result = load.wait().await;
+        match outcome.await {
+            Ok(Outcome::Go) => result,
+            Ok(Outcome::Barred) | Err(_) => Err(HeadReadError::Barred),
+        }
+    }))
 }
 
 /// What a READ is answered with, and what ends with its reply.

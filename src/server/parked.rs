@@ -1,10 +1,12 @@
 //! READs that wait for acks.
 //!
-//! Invariant: a parked READ holds no thread, no lock and no buffer (rule 15); it is an entry here. It goes on when
-//! the last ack that it waits for is there, or fails when the process that issued it is barred from head.
+//! Invariant: a parked READ holds no thread and no lock (rule 15); it is an entry here. A few at a time have loaded
+//! their bytes while the client maps its blocks, the others load theirs afterwards, so that thousands take no memory. It
+//! goes on when the last ack that it waits for is there, or fails when the process that issued it is barred from head.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::channel::oneshot::{self, Receiver, Sender};
 
@@ -30,9 +32,24 @@ struct Waiting {
     go: Sender<Outcome>,
 }
 
+/// READs that may hold their bytes while they wait.
+const EARLY_MAX: usize = 8;
+
+/// Leave to load before the acks are there; held for as long as the READ waits.
+#[derive(Debug)]
+pub(super) struct EarlySlot(Arc<AtomicUsize>);
+
+impl Drop for EarlySlot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Parked {
+    /// How many have loaded early.
+    early: Arc<AtomicUsize>,
     // Leaf lock: held for a few instructions, or for one pass over what is parked when a client is killed.
     reads: Mutex<Reads>,
 }
@@ -46,6 +63,14 @@ struct Reads {
 impl Parked {
     fn reads(&self) -> MutexGuard<'_, Reads> {
         self.reads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leave to load at once, unless too many have it.
+    pub(super) fn early_slot(&self) -> Option<EarlySlot> {
+        let slot = EarlySlot(Arc::clone(&self.early));
+        // Counted first: the slot takes it back when it is dropped.
+        let others = self.early.fetch_add(1, Ordering::Relaxed);
+        (others < EARLY_MAX).then_some(slot)
     }
 
     /// A READ begins to ask links. End it by [`Parked::settle`].
@@ -97,8 +122,8 @@ impl Parked {
         }
     }
 
-    /// How many wait.
+    /// How many READs wait.
     pub(super) fn count(&self) -> usize {
-        self.reads().waiting.len()
+        self.reads().waiting.values().filter(|waiting| waiting.thread != NO_THREAD).count()
     }
 }
