@@ -4,8 +4,9 @@ use std::process::{Command, Stdio};
 
 use crate::link::{Movable, Pins, WatchFile, file_id};
 use crate::live::{Guarded, SOON, end_of, no_fuse, signal_to, wait_until};
+use crate::mapping::PAGE;
 use crate::puppet::Puppet;
-use crate::stage::{BLOCK, LONG, Reading, Stage, commit_file, filled};
+use crate::stage::{BLOCK, LONG, PAGES, Reading, Stage, commit_file, filled};
 use rustix::process::Signal;
 
 #[test]
@@ -200,14 +201,16 @@ fn row_10_a_read_that_is_given_up_fails_no_other() {
     let (stage, t1) = Stage::new(&[1, 1]);
     let mut link = stage.watching(&t1);
     stage.commit(&[1, 2]);
-    // It reads a page first; others wait for the same page, and then for the READ of whoever comes next.
+    // It reads a page first; others wait for that page, and for others of the block.
     let path = stage.live.head("a");
     let mut command = Command::new("dd");
-    command.arg(format!("if={}", path.display())).args(["bs=64K", "skip=1", "count=1", "status=none"]);
+    command.arg(format!("if={}", path.display())).args(["bs=4K", "skip=16", "count=1", "status=none"]);
     let mut first = Guarded(command.stdout(Stdio::null()).spawn().unwrap());
     assert_eq!(link.hear(), format!("2 pin {} #1 @{t1}", stage.file()));
     wait_until("it waits", || stage.live.stat("reads_waiting") > 0);
-    let readers: Vec<Reading> = (0..4).map(|_| stage.reading(1)).collect();
+    let page_of_block = |page: usize| Reading::start(&path, BLOCK + page * PAGE, PAGE);
+    let readers: Vec<Reading> = [0, 0, PAGES / 2, PAGES - 1].map(page_of_block).into();
+    wait_until("others do", || stage.live.stat("reads_waiting") == 3);
     signal_to(first.0.id(), Signal::KILL);
     end_of(&mut first.0, SOON);
     link.say("2 ack");
