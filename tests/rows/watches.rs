@@ -117,7 +117,8 @@ fn row_05_a_client_is_a_process_and_not_the_thread_that_opened_the_link() {
     let (stage, t1) = Stage::new(&[1, 1]);
     // The opener ends, and the process is a client as before: told, waited for and not killed.
     let root = stage.live.root().to_owned();
-    let mut link = std::thread::spawn(move || WatchFile::open(&root)).join().unwrap();
+    let opening = || WatchFile::open(&root);
+    let mut link = std::thread::scope(|scope| scope.spawn(opening).join().unwrap());
     let file = stage.file();
     assert_eq!(link.ask_and_ack(&format!("watch {file} @{t1}")).1, "ok");
     stage.commit(&[1, 2]);
