@@ -20,9 +20,10 @@
 //! | 19 | a stop leaves no mount, and tells the clients |
 //! | 20 | statistics are there while everything waits |
 //!
-//! Not here, for it is not built: 9, an end of one file's history that closes that file's handles; 15, a storage that is
-//! lost and awaited (a store has to be a directory; that a broken one is shown and mended is in `stop.rs`); 17, what is
-//! kept of an old block for clients of its revision; of 12, a bound of what was read; of 20, histograms.
+//! Not here: 9, for a file that was removed goes on being read by who has it open, as a local one; 15, a storage that
+//! is lost and awaited (a store has to be a directory; that a broken one is shown and mended is in `stop.rs`); 17, for
+//! nothing of an old block is kept: its revision is read from the store. Of 12, the bound of what was read is in
+//! `server/tracking`; of 20, histograms are in `isolation.rs`.
 
 #![allow(clippy::unwrap_used)] // a failed step is a failed test
 
