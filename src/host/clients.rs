@@ -12,6 +12,7 @@ use rustix::process::Signal;
 
 use super::process::{Process, ProcessError, process_of_thread};
 use super::users::name_of;
+use crate::env;
 use crate::server::{ClientProcess, Processes};
 
 /// The processes of this machine.
@@ -90,9 +91,20 @@ impl Processes for HostProcesses {
         waiting_signals(thread).is_some_and(|waiting| waiting != 0)
     }
 
+    fn all_threads_run(&self) -> bool {
+        let load = std::fs::read("/proc/loadavg").unwrap_or_default();
+        runnable_in(&load).is_some_and(|runnable| runnable <= env::processors())
+    }
+
     fn is_dying(&self, thread: u32) -> bool {
         waiting_signals(thread).is_some_and(|waiting| waiting & bit_of(Signal::KILL) != 0)
     }
+}
+
+/// Threads that run or wait for a processor: `0.5 0.4 0.3 <runnable>/<all> <last pid>`.
+fn runnable_in(load: &[u8]) -> Option<usize> {
+    let field = load.split(|byte| *byte == b' ').nth(3)?;
+    std::str::from_utf8(field.split(|byte| *byte == b'/').next()?).ok()?.parse().ok()
 }
 
 fn bit_of(signal: Signal) -> u64 {
@@ -132,6 +144,14 @@ mod tests {
         assert_eq!(waiting_in(status(0, 7, 2, 4).as_bytes()), Some(1));
         assert_eq!(waiting_in(b"SigPnd:\t0\n"), None);
         assert_eq!(waiting_in(b""), None);
+    }
+
+    #[test]
+    fn threads_that_can_run_are_counted_in_loadavg() {
+        assert_eq!(runnable_in(b"5.34 4.75 4.40 3/117 28943\n"), Some(3));
+        assert_eq!([&b""[..], b"1 2 3", b"1 2 3 x/4 5"].map(runnable_in), [None; 3]);
+        let now = std::fs::read("/proc/loadavg").unwrap();
+        assert!(runnable_in(&now).unwrap() >= 1, "this thread runs");
     }
 
     #[test]

@@ -14,6 +14,11 @@ use super::parked::NO_THREAD;
 use super::tracking::ANSWER_SETTLES;
 use super::{Delta, KernelCache, Server, Stats};
 
+/// After this a thread that was woken waits for a processor, if it does not run.
+const WAKE_TIME: Duration = Duration::from_micros(200);
+/// Between two looks whether any thread waits for one; what a thread that runs needs to map a page is less.
+const PAUSE_STEP: Duration = Duration::from_micros(100);
+
 /// Drops what is queued until the server stops.
 pub(super) fn run(server: &Arc<Server>) {
     while let Some((published, delta)) = next(server) {
@@ -101,11 +106,25 @@ fn settle(server: &Arc<Server>, at: Tid, changed: &[(FileId, Vec<Range<u64>>)]) 
         // Until everybody has mapped it, or is dead; an error is a server that ends.
         let _ = pollster::block_on(outcome);
     }
-    let now = server.options.clock.monotonic();
-    let left = answered.and_then(|answered| (answered + ANSWER_SETTLES).checked_sub(now));
-    if let Some(left) = left.filter(|left| !left.is_zero()) {
+    if let Some(answered) = answered {
+        pause(server, answered);
+    }
+}
+
+/// Waits until threads that were woken by an answer at `answered` have mapped its pages. They need microseconds once they
+/// run: so until nothing on this machine waits for a processor, or until nobody can have waited so long.
+fn pause(server: &Arc<Server>, answered: Duration) {
+    let since = server.options.clock.monotonic().saturating_sub(answered);
+    let all_run = || server.processes().is_ok_and(|processes| processes.all_threads_run());
+    let mut past = since;
+    while past < ANSWER_SETTLES {
+        let settled = past >= WAKE_TIME && all_run();
         let queue = server.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let running = |queue: &mut super::Queue| !queue.stopping;
-        drop(server.queue_moved.wait_timeout_while(queue, left, running));
+        drop(server.queue_moved.wait_timeout_while(queue, PAUSE_STEP, running));
+        if settled {
+            return;
+        }
+        past += PAUSE_STEP;
     }
 }

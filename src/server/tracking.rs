@@ -85,8 +85,8 @@ impl Tracked {
     }
 }
 
-/// So long after the answer of a READ the threads that waited for its pages have mapped them. The kernel tells nobody
-/// when they have; it takes microseconds, unless a thread finds no processor.
+/// So long after the answer of a READ the threads that waited for its pages have mapped them, even if they had to wait
+/// for a processor. The kernel tells nobody when they have.
 pub(super) const ANSWER_SETTLES: Duration = Duration::from_millis(20);
 
 /// A READ of blocks of head that is under way for as long as this exists.
