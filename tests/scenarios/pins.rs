@@ -159,8 +159,8 @@ fn a_read_that_straddles_two_blocks_waits_for_both_pins() {
     let (first, second) = (link.hear(), link.hear());
     assert_eq!(first, format!("2 pin {file} #1 @{t1}"));
     assert_eq!(second, format!("4 pin {file} #2 @{t1}"), "before either is acked");
-    wait_until("it waits", || stage.live.stat("reads_waiting") == 1);
-    assert_eq!(stage.live.stat("parked_reads"), parked + 1, "one READ");
+    wait_until("one READ waits", || stage.live.stat("parked_reads") == parked + 1);
+    assert_eq!(stage.live.stat("reads_waiting"), 1);
     link.say("4 ack");
     link.expect_quiet();
     assert_eq!((stage.live.stat("reads_waiting"), stage.live.stat("pins_owed")), (1, 1));
