@@ -124,9 +124,9 @@ impl Puppet {
         self.state() == 'Z'
     }
 
-    /// Whether its main thread sleeps.
+    /// Whether its main thread sleeps; after anything has woken it, a wait for a FUSE server is one without signals.
     pub fn sleeps(&self) -> bool {
-        self.state() == 'S'
+        matches!(self.state(), 'S' | 'D')
     }
 
     fn state(&self) -> char {

@@ -1,6 +1,7 @@
 //! The rows about watches, pins and clients.
 
 use std::process::{Command, Stdio};
+use std::sync::mpsc::channel;
 
 use crate::link::{Movable, Pins, WatchFile, file_id};
 use crate::live::{Guarded, SOON, end_of, no_fuse, signal_to, wait_until};
@@ -117,8 +118,10 @@ fn row_05_a_client_is_a_process_and_not_the_thread_that_opened_the_link() {
     let (stage, t1) = Stage::new(&[1, 1]);
     // The opener ends, and the process is a client as before: told, waited for and not killed.
     let root = stage.live.root().to_owned();
-    let opening = || WatchFile::open(&root);
-    let mut link = std::thread::scope(|scope| scope.spawn(opening).join().unwrap());
+    let (sender, opened) = channel();
+    let open = move || sender.send(WatchFile::open(&root)).unwrap();
+    revfs::env::spawn("opener", open).unwrap().join().unwrap();
+    let mut link = opened.recv().unwrap();
     let file = stage.file();
     assert_eq!(link.ask_and_ack(&format!("watch {file} @{t1}")).1, "ok");
     stage.commit(&[1, 2]);
