@@ -91,9 +91,10 @@ impl Processes for HostProcesses {
         waiting_signals(thread).is_some_and(|waiting| waiting != 0)
     }
 
-    fn all_threads_run(&self) -> bool {
+    fn all_others_run(&self) -> bool {
         let load = std::fs::read("/proc/loadavg").unwrap_or_default();
-        runnable_in(&load).is_some_and(|runnable| runnable <= env::processors())
+        // This thread is one of them.
+        runnable_in(&load).is_some_and(|runnable| runnable <= env::processors() + 1)
     }
 
     fn is_dying(&self, thread: u32) -> bool {

@@ -34,9 +34,9 @@ pub trait Processes: Send + Sync + Debug {
     fn pid_of(&self, thread: u32) -> Option<u32>;
     /// Whether a signal waits for the thread that it would act on now, so that a system call of it should end.
     fn is_signalled(&self, thread: u32) -> bool;
-    /// Whether every thread of this machine that could run does: none waits for a processor. `false` if that is not
-    /// known.
-    fn all_threads_run(&self) -> bool;
+    /// Whether every thread of this machine that can run does so once the calling one sleeps: none waits for a
+    /// processor. `false` if that is not known.
+    fn all_others_run(&self) -> bool;
     /// Whether the thread's process is being killed.
     fn is_dying(&self, thread: u32) -> bool;
 }

@@ -15,9 +15,9 @@ use super::tracking::ANSWER_SETTLES;
 use super::{Delta, KernelCache, Server, Stats};
 
 /// After this a thread that was woken waits for a processor, if it does not run.
-const WAKE_TIME: Duration = Duration::from_micros(200);
+const WAKE_TIME: Duration = Duration::from_micros(100);
 /// Between two looks whether any thread waits for one; what a thread that runs needs to map a page is less.
-const PAUSE_STEP: Duration = Duration::from_micros(100);
+const PAUSE_STEP: Duration = Duration::from_micros(50);
 
 /// Drops what is queued until the server stops.
 pub(super) fn run(server: &Arc<Server>) {
@@ -115,10 +115,10 @@ fn settle(server: &Arc<Server>, at: Tid, changed: &[(FileId, Vec<Range<u64>>)]) 
 /// run: so until nothing on this machine waits for a processor, or until nobody can have waited so long.
 fn pause(server: &Arc<Server>, answered: Duration) {
     let since = server.options.clock.monotonic().saturating_sub(answered);
-    let all_run = || server.processes().is_ok_and(|processes| processes.all_threads_run());
+    let others_run = || server.processes().is_ok_and(|processes| processes.all_others_run());
     let mut past = since;
     while past < ANSWER_SETTLES {
-        let settled = past >= WAKE_TIME && all_run();
+        let settled = past >= WAKE_TIME && others_run();
         let queue = server.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let running = |queue: &mut super::Queue| !queue.stopping;
         drop(server.queue_moved.wait_timeout_while(queue, PAUSE_STEP, running));
