@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{Advice, Mode, OFlags, fadvise, open};
 
 use crate::link::{WatchFile, file_id};
 use crate::live::{Live, Place, SOON, wait_until};
@@ -134,11 +134,20 @@ pub struct Reading(Receiver<std::io::Result<Vec<u8>>>);
 impl Reading {
     /// Begins to read bytes, and nothing ahead of them.
     pub fn start(path: &Path, offset: usize, len: usize) -> Reading {
+        Reading::start_with(path, offset, len, OFlags::empty())
+    }
+
+    /// The same past the page cache: a READ that fails is not tried again by the kernel.
+    pub fn start_direct(path: &Path, offset: usize, len: usize) -> Reading {
+        Reading::start_with(path, offset, len, OFlags::DIRECT)
+    }
+
+    fn start_with(path: &Path, offset: usize, len: usize, flags: OFlags) -> Reading {
         let path: PathBuf = path.to_owned();
         let (sender, done) = channel();
         let read = move || {
             let read = || {
-                let file = File::open(&path)?;
+                let file = File::from(open(&path, OFlags::RDONLY | OFlags::CLOEXEC | flags, Mode::empty())?);
                 fadvise(&file, 0, None, Advice::Random)?;
                 let mut bytes = vec![0; len];
                 let count = file.read_at(&mut bytes, offset as u64)?;

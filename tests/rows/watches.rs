@@ -205,15 +205,15 @@ fn row_10_a_read_that_is_given_up_fails_no_other() {
     let (stage, t1) = Stage::new(&[1, 1]);
     let mut link = stage.watching(&t1);
     stage.commit(&[1, 2]);
-    // It reads a page first; others wait for that page, and for others of the block.
+    // It reads a page; others wait for that page, and for READs of their own, which the kernel does not try again.
     let path = stage.live.head("a");
     let mut command = Command::new("dd");
     command.arg(format!("if={}", path.display())).args(["bs=4K", "skip=16", "count=1", "status=none"]);
     let mut first = Guarded(command.stdout(Stdio::null()).spawn().unwrap());
     assert_eq!(link.hear(), format!("2 pin {} #1 @{t1}", stage.file()));
     wait_until("it waits", || stage.live.stat("reads_waiting") > 0);
-    let page_of_block = |page: usize| Reading::start(&path, BLOCK + page * PAGE, PAGE);
-    let readers: Vec<Reading> = [0, 0, PAGES / 2, PAGES - 1].map(page_of_block).into();
+    let own = |page: usize| Reading::start_direct(&path, BLOCK + page * PAGE, PAGE);
+    let readers = [stage.reading(1), stage.reading(1), own(PAGES / 2), own(PAGES - 1)];
     wait_until("others do", || stage.live.stat("reads_waiting") == 3);
     signal_to(first.0.id(), Signal::KILL);
     end_of(&mut first.0, SOON);
