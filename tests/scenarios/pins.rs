@@ -154,7 +154,7 @@ fn a_read_that_straddles_two_blocks_waits_for_both_pins() {
     let (stage, t1) = Stage::new(&[1, 1, 1, 1]);
     let (file, mut link) = (stage.file(), stage.watching(&t1));
     stage.commit(&[1, 2, 3, 1]);
-    let parked = stage.live.stat("parked_reads");
+    let reads = stage.live.stat("reads");
     let reading = Reading::start(&stage.live.head("a"), 2 * BLOCK - PAGE, 2 * PAGE);
     let (first, second) = (link.hear(), link.hear());
     assert_eq!(first, format!("2 pin {file} #1 @{t1}"));
@@ -166,8 +166,8 @@ fn a_read_that_straddles_two_blocks_waits_for_both_pins() {
     assert!(reading.waits());
     link.say("2 ack");
     assert!(reading.bytes() == [[2; PAGE], [3; PAGE]].concat());
-    // Counted a moment after its pins are sent, so looked at when it is over.
-    assert_eq!(stage.live.stat("parked_reads"), parked + 1, "it was one READ");
+    // Not by how many were parked: one that is acked before its thread has come to park it is not.
+    assert_eq!(stage.live.stat("reads"), reads + 1, "it was one READ");
     link.expect_quiet();
     drop(link);
     stage.end();
