@@ -25,7 +25,7 @@ mod watchdog;
 
 pub use clients::{ClientProcess, Processes};
 pub use delta::{Delta, RangeSet, Shrunk};
-pub use head_read::{HeadRead, HeadReadError};
+pub use head_read::HeadReadError;
 pub use histogram::{BOUNDED_BUCKETS, Histogram, Times};
 pub use links::{LinkId, LinkOver, LinkRead, LinkReply, WatchLink};
 pub use stats::{Figure, Gauges, Latencies, LinkStatus, Stats};

@@ -26,7 +26,7 @@ use super::links;
 use super::mount::DiskSpace;
 use super::tree::{Kind, Stat, Tree, UNKNOWN_INO};
 use crate::server::{FileView, HeadReadError, ReadBytes, Stats};
-use crate::store::{Load, NAME_BYTES_MAX};
+use crate::store::NAME_BYTES_MAX;
 use crate::view::{self, Seek};
 
 /// Numbers are never given again, so there is one generation.
@@ -345,20 +345,16 @@ impl Filesystem for Glue {
                 Err(error) => reply.error(self.refuse("READ", ino, &error)),
             };
         }
-        let load = match self.tree.key(ino.0) {
-            Ok(Key::HeadFile(file)) => self.tree.server().read_head(file, offset, len, req.pid()),
-            _ => match self.tree.view(ino.0) {
-                Ok(view) => self.tree.server().read_rev(&view, offset, len),
-                Err(error) => return reply.error(self.refuse("READ", ino, &error)),
-            },
-        };
-        match load {
-            Load::Ready(result) => answer_read(&self.tree, ino, result, reply),
-            Load::Pending(future) => {
-                let tree = Arc::clone(&self.tree);
-                let runtime = self.tree.server().runtime();
-                drop(runtime.spawn(async move { answer_read(&tree, ino, future.await, reply) }));
+        let (tree, server) = (Arc::clone(&self.tree), self.tree.server());
+        if let Ok(Key::HeadFile(file)) = tree.key(ino.0) {
+            let answer = move |result| answer_read(&tree, ino, result, reply);
+            return server.read_head(file, (offset, len), req.pid(), answer);
+        }
+        match tree.view(ino.0) {
+            Ok(view) => {
+                server.read_rev(&view, (offset, len), move |result| answer_read(&tree, ino, result, reply))
             }
+            Err(error) => reply.error(self.refuse("READ", ino, &error)),
         }
     }
 

@@ -2,17 +2,17 @@
 //! blocks elsewhere.
 //!
 //! Invariant: the blocks are tracked, then the head is taken, then pins are found (rules 2 to 4), and a READ that has
-//! to wait does so without a thread, a lock or a buffer (rule 15).
+//! to wait does so without a thread, a lock or, but for a few, a buffer (rule 15).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use futures::channel::oneshot::Receiver;
+use futures::channel::oneshot;
 use revfs_protocol::{BlockIndex, BlockSpan, FileId, Tid};
 
 use super::history::revs_of;
 use super::links::WatchLink;
-use super::parked::{EarlySlot, Outcome};
+use super::parked::{EarlySlot, OnEnd, Outcome};
 use super::stats::ReadTimer;
 use super::tracking::{ReadBytes, UnderWay, blocks_of};
 use super::{FileView, Server, Stats};
@@ -30,22 +30,56 @@ pub enum HeadReadError {
     Barred,
 }
 
-/// A READ that is answered now or later.
-pub type HeadRead = Load<Result<ReadBytes, HeadReadError>>;
-
 type BufferRead = Load<Result<ReadBuffer, HeadReadError>>;
 
+/// What a READ is answered with, and what ends with its reply.
+struct Answer<F> {
+    reply: F,
+    under_way: Option<UnderWay>,
+    timer: ReadTimer,
+}
+
+impl<F: FnOnce(Result<ReadBytes, HeadReadError>) + Send + 'static> Answer<F> {
+    fn give(self, result: Result<ReadBuffer, HeadReadError>) {
+        let (under_way, timer) = (self.under_way, self.timer);
+        (self.reply)(result.map(|buffer| ReadBytes { buffer, _under_way: under_way, _timer: timer }));
+    }
+
+    /// Now, or from the runtime.
+    fn give_load(self, server: &Server, load: BufferRead) {
+        match load {
+            Load::Ready(result) => self.give(result),
+            Load::Pending(future) => {
+                drop(server.options.runtime.spawn(async move { self.give(future.await) }));
+            }
+        }
+    }
+}
+
+/// How a READ goes on.
+enum Begun {
+    Load(BufferRead),
+    /// When a wait is over.
+    Parked(WaitId, FileView),
+}
+
 impl Server {
-    /// Reads bytes of a file under head for a thread, clipped to the file's size.
-    pub fn read_head(self: &Arc<Self>, file: FileId, offset: u64, len: usize, thread: u32) -> HeadRead {
+    /// Reads bytes of a file under head for a thread, clipped to the file's size. `reply` is called with them before
+    /// this returns or later, on any thread; it must not wait.
+    pub fn read_head<F>(self: &Arc<Self>, file: FileId, (offset, len): (u64, usize), thread: u32, reply: F)
+    where
+        F: FnOnce(Result<ReadBytes, HeadReadError>) + Send + 'static,
+    {
         let timer = ReadTimer::start(self);
         let under_way = match self.track(file, offset, len) {
             Ok(under_way) => under_way,
-            Err(error) => return Load::Ready(Err(error.into())),
+            Err(error) => return reply(Err(error.into())),
         };
+        let answer = Answer { reply, under_way, timer };
         match self.begin_head_read(file, offset, len, thread) {
-            Ok(load) => answer(load, under_way, timer),
-            Err(error) => Load::Ready(Err(error)),
+            Ok(Begun::Load(load)) => answer.give_load(self, load),
+            Ok(Begun::Parked(wait, view)) => self.park(wait, view, (offset, len), answer),
+            Err(error) => answer.give(Err(error)),
         }
     }
 
@@ -65,7 +99,7 @@ impl Server {
         offset: u64,
         len: usize,
         thread: u32,
-    ) -> Result<BufferRead, HeadReadError> {
+    ) -> Result<Begun, HeadReadError> {
         let view = self.head_file(file)?;
         if self.is_barred(thread) {
             return Err(HeadReadError::Barred);
@@ -82,7 +116,7 @@ impl Server {
         if links.is_empty() {
             return self.load_unless_barred(&view, (offset, len), thread);
         }
-        let (wait, outcome) = self.parked.begin(thread);
+        let wait = self.parked.begin(thread);
         for link in &links {
             self.ask_link(link, file, &revs, wait);
         }
@@ -92,29 +126,60 @@ impl Server {
         // Between the first look and the parking it may have been barred.
         if self.is_barred(thread) {
             self.parked.end_of(|other| other == thread);
-            return Err(HeadReadError::Barred);
         }
         Stats::add(&self.stats.parked_reads, 1);
-        match self.parked.early_slot() {
-            // The client maps the blocks meanwhile.
-            Some(slot) => Ok(after(outcome, self.load(&view, offset, len), slot)),
-            None => {
-                let server = Arc::clone(self);
-                let parked = async move {
-                    match outcome.await {
-                        Ok(Outcome::Go) => server.load_elsewhere(view, offset, len).await,
-                        Ok(Outcome::Barred) | Err(_) => Err(HeadReadError::Barred),
-                    }
-                };
-                Ok(Load::Pending(Box::pin(parked)))
-            }
-        }
+        Ok(Begun::Parked(wait, view))
     }
 
-    /// Reads bytes of a file under a revision, clipped to the file's size. Nobody has a say in it.
-    pub fn read_rev(self: &Arc<Self>, view: &FileView, offset: u64, len: usize) -> HeadRead {
-        let timer = ReadTimer::start(self);
-        answer(self.load(view, offset, len), None, timer)
+    /// Answers a READ when its wait is over. A few load meanwhile, while the client maps the blocks.
+    fn park<F>(self: &Arc<Self>, wait: WaitId, view: FileView, range: (u64, usize), answer: Answer<F>)
+    where
+        F: FnOnce(Result<ReadBytes, HeadReadError>) + Send + 'static,
+    {
+        let early = self.parked.early_slot().map(|slot| (slot, self.load(&view, range.0, range.1)));
+        let then: OnEnd = match early {
+            Some((slot, Load::Ready(result))) => Box::new(move |outcome| {
+                let _slot = slot;
+                answer.give(if_let_go(outcome, result));
+            }),
+            Some((slot, Load::Pending(loading))) => {
+                let (ended, outcome) = oneshot::channel();
+                drop(self.options.runtime.spawn(async move {
+                    let _slot: EarlySlot = slot;
+                    let result = loading.await;
+                    answer.give(if_let_go(outcome.await.unwrap_or(Outcome::Barred), result));
+                }));
+                // Nobody takes it if the runtime ends.
+                Box::new(move |outcome| {
+                    let _ = ended.send(outcome);
+                })
+            }
+            None => {
+                let server = Arc::clone(self);
+                Box::new(move |outcome| match outcome {
+                    Outcome::Barred => answer.give(Err(HeadReadError::Barred)),
+                    // Who acks does not wait for the disk.
+                    Outcome::Go => {
+                        let runtime = server.options.runtime.clone();
+                        drop(runtime.spawn_blocking(move || {
+                            let load = server.load(&view, range.0, range.1);
+                            answer.give_load(&server, load);
+                        }));
+                    }
+                })
+            }
+        };
+        self.parked.on_end(wait, then);
+    }
+
+    /// Reads bytes of a file under a revision, clipped to the file's size. Nobody has a say in it. `reply` is called
+    /// with them before this returns or later, on any thread; it must not wait.
+    pub fn read_rev<F>(self: &Arc<Self>, view: &FileView, (offset, len): (u64, usize), reply: F)
+    where
+        F: FnOnce(Result<ReadBytes, HeadReadError>) + Send + 'static,
+    {
+        let answer = Answer { reply, under_way: None, timer: ReadTimer::start(self) };
+        answer.give_load(self, self.load(view, offset, len));
     }
 
     fn load(&self, view: &FileView, offset: u64, len: usize) -> BufferRead {
@@ -134,29 +199,11 @@ impl Server {
         view: &FileView,
         (offset, len): (u64, usize),
         thread: u32,
-    ) -> Result<BufferRead, HeadReadError> {
+    ) -> Result<Begun, HeadReadError> {
         if self.is_barred(thread) {
             return Err(HeadReadError::Barred);
         }
-        Ok(self.load(view, offset, len))
-    }
-
-    /// Loads on a thread that may wait for the disk.
-    async fn load_elsewhere(
-        self: Arc<Self>,
-        view: FileView,
-        offset: u64,
-        len: usize,
-    ) -> Result<ReadBuffer, HeadReadError> {
-        let runtime = self.options.runtime.clone();
-        let begun = runtime.spawn_blocking(move || self.load(&view, offset, len)).await;
-        match begun {
-            Ok(load) => load.wait().await,
-            Err(error) => {
-                let source = std::io::Error::other(error);
-                Err(ReadError::Io { object: "a parked READ".to_owned(), source }.into())
-            }
-        }
+        Ok(Begun::Load(self.load(view, offset, len)))
     }
 
     /// Pins blocks for all who must not see them as they are in head, because of the changes up to `at`. `wait` counts
@@ -247,26 +294,12 @@ impl Server {
     }
 }
 
-/// Bytes that are given out when all acks are there, and not before.
-fn after(mut outcome: Receiver<Outcome>, load: BufferRead, slot: EarlySlot) -> BufferRead {
-    if let (Load::Ready(_), Ok(Some(Outcome::Go))) = (&load, outcome.try_recv()) {
-        return load;
-    }
-    Load::Pending(Box::pin(async move {
-        let _slot = slot;
-        let result = load.wait().await;
-        match outcome.await {
-            Ok(Outcome::Go) => result,
-            Ok(Outcome::Barred) | Err(_) => Err(HeadReadError::Barred),
-        }
-    }))
-}
-
-/// What a READ is answered with, and what ends with its reply.
-fn answer(load: BufferRead, under_way: Option<UnderWay>, timer: ReadTimer) -> HeadRead {
-    let bytes = move |buffer| ReadBytes { buffer, _under_way: under_way, _timer: timer };
-    match load {
-        Load::Ready(result) => Load::Ready(result.map(bytes)),
-        Load::Pending(future) => Load::Pending(Box::pin(async move { Ok(bytes(future.await?)) })),
+fn if_let_go(
+    outcome: Outcome,
+    result: Result<ReadBuffer, HeadReadError>,
+) -> Result<ReadBuffer, HeadReadError> {
+    match outcome {
+        Outcome::Go => result,
+        Outcome::Barred => Err(HeadReadError::Barred),
     }
 }

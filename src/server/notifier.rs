@@ -90,7 +90,7 @@ fn invalidate(server: &Arc<Server>, kernel: &dyn KernelCache, delta: Delta) {
 /// that is under way is pinned before the page is dropped, and who was answered a moment ago gets the time to map it.
 /// Every READ that comes later is answered from a head that is published already, and asks for its pins itself.
 fn settle(server: &Arc<Server>, at: Tid, changed: &[(FileId, Vec<Range<u64>>)]) {
-    let (wait, outcome) = server.parked.begin(NO_THREAD);
+    let wait = server.parked.begin(NO_THREAD);
     let mut answered = None;
     for (file, ranges) in changed {
         if server.links.oldest_at(*file).is_none_or(|oldest| oldest >= at) {
@@ -102,10 +102,8 @@ fn settle(server: &Arc<Server>, at: Tid, changed: &[(FileId, Vec<Range<u64>>)]) 
             server.pin_behind(*file, at, span, wait);
         }
     }
-    if server.parked.settle(wait) {
-        // Until everybody has mapped it, or is dead; an error is a server that ends.
-        let _ = pollster::block_on(outcome);
-    }
+    // Until everybody has mapped it, or is dead.
+    server.parked.settle_and_wait(wait);
     if let Some(answered) = answered {
         pause(server, answered);
     }

@@ -2,13 +2,13 @@
 //!
 //! Invariant: a parked READ holds no thread and no lock (rule 15); it is an entry here. A few at a time have loaded
 //! their bytes while the client maps its blocks, the others load theirs afterwards, so that thousands take no memory. It
-//! goes on when the last ack that it waits for is there, or fails when the process that issued it is barred from head.
+//! goes on when the last ack that it waits for is there, or fails when the process that issued it is barred from head;
+//! on the very thread that brings that about, for the client waits and each change of threads costs it as much as an ack.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use futures::channel::oneshot::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use crate::watch::WaitId;
 
@@ -24,12 +24,27 @@ pub(super) enum Outcome {
     Barred,
 }
 
-#[derive(Debug)]
+/// Goes on with what waited; called once, without a lock.
+pub(super) type OnEnd = Box<dyn FnOnce(Outcome) + Send>;
+
 struct Waiting {
     thread: u32,
-    /// Acks to come, and one while the READ is still adding to them; an ack may be counted before its wait is.
-    acks: i64,
-    go: Sender<Outcome>,
+    /// Acks to come, and one while the READ is still adding to them. Each is added under the mutex of its link, so none
+    /// is counted before it is waited for.
+    acks: usize,
+    /// How it ended before it was said what is to be done then.
+    ended: Option<Outcome>,
+    on_end: Option<OnEnd>,
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waiting")
+            .field("thread", &self.thread)
+            .field("acks", &self.acks)
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
+    }
 }
 
 /// READs that may hold their bytes while they wait.
@@ -74,19 +89,18 @@ impl Parked {
     }
 
     /// A READ begins to ask links. End it by [`Parked::settle`].
-    pub(super) fn begin(&self, thread: u32) -> (WaitId, Receiver<Outcome>) {
-        let (go, outcome) = oneshot::channel();
+    pub(super) fn begin(&self, thread: u32) -> WaitId {
         let mut reads = self.reads();
         reads.last += 1;
         let wait = WaitId(reads.last);
-        reads.waiting.insert(wait, Waiting { thread, acks: 1, go });
-        (wait, outcome)
+        reads.waiting.insert(wait, Waiting { thread, acks: 1, ended: None, on_end: None });
+        wait
     }
 
     /// It waits for so many acks more.
     pub(super) fn add(&self, wait: WaitId, acks: usize) {
         if let Some(waiting) = self.reads().waiting.get_mut(&wait) {
-            waiting.acks += i64::try_from(acks).unwrap_or(i64::MAX);
+            waiting.acks += acks;
         }
     }
 
@@ -94,19 +108,50 @@ impl Parked {
     pub(super) fn release(&self, wait: WaitId) {
         let mut reads = self.reads();
         let Some(waiting) = reads.waiting.get_mut(&wait) else { return };
-        waiting.acks -= 1;
-        let done = (waiting.acks == 0).then(|| reads.waiting.remove(&wait)).flatten();
-        drop(reads);
-        if let Some(done) = done {
-            // It is gone if the mount is.
-            let _ = done.go.send(Outcome::Go);
+        waiting.acks = waiting.acks.saturating_sub(1);
+        if waiting.acks == 0 {
+            end(reads, wait, Outcome::Go);
         }
     }
 
-    /// All links were asked. `true`: it has to wait.
+    /// All links were asked. `true`: it has to wait; say by [`Parked::on_end`] what comes then.
     pub(super) fn settle(&self, wait: WaitId) -> bool {
-        self.release(wait);
-        self.reads().waiting.contains_key(&wait)
+        let mut reads = self.reads();
+        let Some(waiting) = reads.waiting.get_mut(&wait) else { return false };
+        waiting.acks = waiting.acks.saturating_sub(1);
+        // One that is barred already is told so, even if it needs no ack.
+        let waits = waiting.acks != 0 || waiting.ended.is_some();
+        if !waits {
+            reads.waiting.remove(&wait);
+        }
+        waits
+    }
+
+    /// Calls `then` when the wait is over, which may be now.
+    pub(super) fn on_end(&self, wait: WaitId, then: OnEnd) {
+        let mut reads = self.reads();
+        let Entry::Occupied(mut waiting) = reads.waiting.entry(wait) else { return };
+        match waiting.get().ended {
+            None => waiting.get_mut().on_end = Some(then),
+            Some(outcome) => {
+                waiting.remove();
+                drop(reads);
+                then(outcome);
+            }
+        }
+    }
+
+    /// The same as [`Parked::settle`], and waits until the wait is over, on a thread that serves nobody.
+    pub(super) fn settle_and_wait(&self, wait: WaitId) {
+        if self.settle(wait) {
+            let (ended, over) = mpsc::channel();
+            let then = move |outcome| {
+                let _ = ended.send(outcome);
+            };
+            self.on_end(wait, Box::new(then));
+            // However it ended: an error is a server that ends.
+            let _ = over.recv();
+        }
     }
 
     /// Ends the READs of threads for which `is_victim` says so.
@@ -115,15 +160,93 @@ impl Parked {
             self.reads().waiting.iter().map(|(wait, w)| (*wait, w.thread)).collect();
         // Not under the lock: it looks into /proc.
         for (wait, _) in threads.into_iter().filter(|(_, thread)| is_victim(*thread)) {
-            let ended = self.reads().waiting.remove(&wait);
-            if let Some(ended) = ended {
-                let _ = ended.go.send(Outcome::Barred);
-            }
+            end(self.reads(), wait, Outcome::Barred);
         }
     }
 
     /// How many READs wait.
     pub(super) fn count(&self) -> usize {
-        self.reads().waiting.values().filter(|waiting| waiting.thread != NO_THREAD).count()
+        let reads = |waiting: &&Waiting| waiting.thread != NO_THREAD && waiting.ended.is_none();
+        self.reads().waiting.values().filter(reads).count()
+    }
+}
+
+/// Ends a wait, unless it has ended.
+fn end(mut reads: MutexGuard<'_, Reads>, wait: WaitId, outcome: Outcome) {
+    let Entry::Occupied(mut waiting) = reads.waiting.entry(wait) else { return };
+    if waiting.get().ended.is_some() {
+        return;
+    }
+    match waiting.get_mut().on_end.take() {
+        None => waiting.get_mut().ended = Some(outcome),
+        Some(then) => {
+            waiting.remove();
+            drop(reads);
+            then(outcome);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A wait of thread 7 for so many acks, and what it ended with.
+    fn wait(parked: &Parked, acks: usize) -> (WaitId, OnEnd, mpsc::Receiver<Outcome>) {
+        let wait = parked.begin(7);
+        parked.add(wait, acks);
+        let (ended, over) = mpsc::channel();
+        (wait, Box::new(move |outcome| ended.send(outcome).unwrap()), over)
+    }
+
+    #[test]
+    fn a_wait_ends_once_with_its_last_ack_or_when_its_thread_is_barred() {
+        let parked = Parked::default();
+        let (free, _, _) = wait(&parked, 0);
+        assert!(!parked.settle(free), "nobody was asked");
+        let (late, then, over) = wait(&parked, 2);
+        parked.release(late);
+        assert!(parked.settle(late));
+        parked.on_end(late, then);
+        assert_eq!((over.try_recv(), parked.count()), (Err(mpsc::TryRecvError::Empty), 1));
+        parked.release(late);
+        assert_eq!((over.recv(), parked.count()), (Ok(Outcome::Go), 0));
+        parked.end_of(|_| true);
+        assert!(over.recv().is_err(), "it is over");
+        let (barred, then, over) = wait(&parked, 1);
+        assert!(parked.settle(barred));
+        parked.end_of(|thread| thread == 8);
+        parked.on_end(barred, then);
+        parked.end_of(|thread| thread == 7);
+        parked.release(barred);
+        assert_eq!((over.recv(), over.recv().is_err()), (Ok(Outcome::Barred), true));
+        assert!(parked.reads().waiting.is_empty());
+    }
+
+    #[test]
+    fn what_ends_a_wait_before_it_is_known_what_comes_then_is_not_lost() {
+        let parked = Parked::default();
+        let (acked, then, over) = wait(&parked, 1);
+        assert!(parked.settle(acked));
+        parked.release(acked);
+        assert_eq!(parked.count(), 0);
+        parked.on_end(acked, then);
+        assert_eq!(over.recv(), Ok(Outcome::Go));
+        // Barred while it still asks, and it needs no ack: told all the same.
+        let (barred, then, over) = wait(&parked, 0);
+        parked.end_of(|_| true);
+        assert!(parked.settle(barred));
+        parked.on_end(barred, then);
+        assert_eq!(over.recv(), Ok(Outcome::Barred));
+        assert!(parked.reads().waiting.is_empty());
+    }
+
+    #[test]
+    fn only_a_few_load_early() {
+        let parked = Parked::default();
+        let mut slots: Vec<_> = std::iter::from_fn(|| parked.early_slot()).collect();
+        assert_eq!(slots.len(), EARLY_MAX);
+        slots.pop();
+        assert!(parked.early_slot().is_some());
     }
 }

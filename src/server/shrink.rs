@@ -75,14 +75,12 @@ impl Server {
     }
 
     fn pin_cut_off(self: &Arc<Self>, file: FileId, at: Tid, cut: BlockSpan) {
-        let (wait, outcome) = self.parked.begin(NO_THREAD);
+        let wait = self.parked.begin(NO_THREAD);
         for link in self.links.behind(file, at) {
             // All of it changed at `at`, for whoever is before it.
             self.ask_link(&link, file, &[(cut, at)], wait);
         }
-        if self.parked.settle(wait) {
-            // Until everybody has mapped it, or is dead; an error is a server that ends.
-            let _ = pollster::block_on(outcome);
-        }
+        // Until everybody has mapped it, or is dead.
+        self.parked.settle_and_wait(wait);
     }
 }

@@ -14,9 +14,13 @@ use common::{BLOCK, Edit, ScriptedStore};
 
 #[path = "../../tests/common/store.rs"]
 mod common;
+mod interleave;
 
 /// No wait of a test lasts as long, unless what it waits for never comes.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// When the servers start, nanoseconds since 1970.
+const START: u64 = 1_795_000_000_000_000_000;
 
 /// A cache that writes down what it is asked, and may hold up the one who asks.
 struct RecordingCache {
@@ -63,23 +67,35 @@ struct Fixture {
     _runtime: tokio::runtime::Runtime,
 }
 
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap()
+}
+
+fn options(
+    runtime: &tokio::runtime::Runtime,
+    clock: &Arc<ManualClock>,
+    processes: Option<Arc<dyn Processes>>,
+) -> ServerOptions {
+    ServerOptions {
+        clock: Arc::clone(clock) as Arc<dyn Clock>,
+        runtime: runtime.handle().clone(),
+        poll_interval: PATIENCE,
+        pin_timeout: PATIENCE,
+        tracking_bytes_max: TRACKING_BYTES_MAX_DEFAULT,
+        history: TailOptions::default(),
+        processes,
+    }
+}
+
 fn fixture(commits: &[(u64, Vec<Edit>)]) -> Fixture {
     let store = ScriptedStore::new();
     for (tid, edits) in commits {
         store.commit(*tid, edits);
     }
     let _ = store.refresh();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
-    let clock = ManualClock::at(1_795_000_000_000_000_000);
-    let options = ServerOptions {
-        clock: Arc::clone(&clock) as Arc<dyn Clock>,
-        runtime: runtime.handle().clone(),
-        poll_interval: PATIENCE,
-        pin_timeout: PATIENCE,
-        tracking_bytes_max: TRACKING_BYTES_MAX_DEFAULT,
-        history: TailOptions::default(),
-        processes: None,
-    };
+    let runtime = runtime();
+    let clock = ManualClock::at(START);
+    let options = options(&runtime, &clock, None);
     let server = Server::new(Arc::clone(&store) as Arc<dyn Store>, options);
     let (sender, arrived) = channel();
     let cache = Arc::new(RecordingCache {
@@ -268,10 +284,9 @@ fn revisions_resolve_to_commits_at_or_before_head() {
 
 /// Bytes of a READ under head, which is under way until they are dropped.
 fn read_head(f: &Fixture, file: FileId, offset: u64) -> ReadBytes {
-    match f.server.read_head(file, offset, 1, 1) {
-        Load::Ready(bytes) => bytes.unwrap(),
-        Load::Pending(_) => panic!("nobody has to be asked"),
-    }
+    let (reply, answer) = channel();
+    f.server.read_head(file, (offset, 1), 1, move |result| reply.send(result).unwrap());
+    answer.try_recv().expect("nobody has to be asked").unwrap()
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //! Invariant: a state never changes once it is committed. What is committed shows after `refresh` only, as for
 //! commits that another process makes.
 
+#![allow(dead_code)] // each test program uses a part
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -54,8 +56,10 @@ struct Inner {
     woken: bool,
 }
 
+/// Something to be done in the midst of an access, after so many others.
+type Intruder = Option<(usize, Box<dyn FnOnce() + Send>)>;
+
 /// The double.
-#[derive(Debug)]
 pub struct ScriptedStore {
     info: StoreInfo,
     inner: Mutex<Inner>,
@@ -66,6 +70,13 @@ pub struct ScriptedStore {
     pub slow: AtomicBool,
     /// What a file is cannot be read while it is set.
     pub unreadable: AtomicBool,
+    intruder: Mutex<Intruder>,
+}
+
+impl std::fmt::Debug for ScriptedStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ScriptedStore").field("info", &self.info).finish_non_exhaustive()
+    }
 }
 
 impl ScriptedStore {
@@ -83,7 +94,34 @@ impl ScriptedStore {
             broken: AtomicBool::new(false),
             slow: AtomicBool::new(false),
             unreadable: AtomicBool::new(false),
+            intruder: Mutex::default(),
         })
+    }
+
+    /// After `accesses` others, the next access to the data waits until `intruder` is done.
+    pub fn intrude(&self, accesses: usize, intruder: Box<dyn FnOnce() + Send>) {
+        *self.intruder.lock().unwrap() = Some((accesses, intruder));
+    }
+
+    /// Whether the intruder has come.
+    pub fn is_intruded(&self) -> bool {
+        self.intruder.lock().unwrap().is_none()
+    }
+
+    /// Something is accessed; nobody may hold a lock of the double.
+    pub fn accessed(&self) {
+        let mut intruder = self.intruder.lock().unwrap();
+        match &mut *intruder {
+            Some((0, _)) => {
+                let due = intruder.take();
+                drop(intruder);
+                if let Some((_, run)) = due {
+                    run();
+                }
+            }
+            Some((left, _)) => *left -= 1,
+            None => {}
+        }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -129,6 +167,7 @@ impl ScriptedStore {
     }
 
     fn state(&self, at: Tid) -> Arc<State> {
+        self.accessed();
         let inner = self.inner();
         let until = inner.commits.partition_point(|(info, _)| info.tid <= at);
         until.checked_sub(1).map_or_else(Arc::default, |last| Arc::clone(&inner.commits[last].1))
@@ -394,6 +433,7 @@ impl Store for ScriptedStore {
     }
 
     fn commits(&self, lo: Tid, hi: Tid, limit: usize) -> Result<Vec<CommitInfo>, ReadError> {
+        self.accessed();
         let inner = self.inner();
         let from = inner.commits.partition_point(|(info, _)| info.tid <= lo);
         let until = inner.commits.partition_point(|(info, _)| info.tid <= hi).min(inner.applied).max(from);

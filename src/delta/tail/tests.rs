@@ -17,7 +17,7 @@ use crate::store::{FileChange, Store};
 use common::{Edit, ScriptedStore};
 
 #[path = "../../../tests/common/store.rs"]
-#[allow(dead_code, clippy::duplicate_mod)] // a part of the double is enough; tests of server have it too
+#[allow(clippy::duplicate_mod)] // tests of server have it too
 mod common;
 
 thread_local! {
