@@ -61,6 +61,16 @@ impl BufferPool {
         Some(free.swap_remove(index))
     }
 
+    /// Frees buffers that nobody uses until the others take at most `bytes`.
+    pub fn shrink_to(&self, bytes: usize) {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken: usize = free.iter().map(Memory::len).sum();
+        while taken > bytes {
+            let Some(memory) = free.pop() else { return };
+            taken -= memory.len();
+        }
+    }
+
     fn put_back(&self, memory: Memory) {
         if memory.len() > POOLED_BYTES_MAX {
             return;
@@ -202,6 +212,17 @@ mod tests {
         assert_ne!(small.as_ptr(), place, "far too large for it");
         let second = pool.take((2 << 20) - 5000);
         assert_eq!((second.len(), second.as_ptr()), ((2 << 20) - 5000, place));
+    }
+
+    #[test]
+    fn a_pool_keeps_as_many_bytes_as_it_is_left() {
+        let pool = BufferPool::new(8, 4096);
+        drop([4096, 8192, 4096].map(|len| pool.take(len)));
+        for (bytes, kept) in [(1 << 20, 16384), (16384, 16384), (13000, 12288), (0, 0)] {
+            pool.shrink_to(bytes);
+            let taken: usize = pool.free.lock().unwrap().iter().map(Memory::len).sum();
+            assert_eq!(taken, kept, "{bytes}");
+        }
     }
 
     #[test]

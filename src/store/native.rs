@@ -30,8 +30,8 @@ use revfs_protocol::{BlockCount, BlockIndex, FileId, Tid};
 use self::log::{LogEnd, Next};
 use super::faulty::{Faults, FaultyStore};
 use super::{
-    BlockData, BlockRun, CommitInfo, DirId, Entry, FileMeta, Load, PackNo, Piece, ReadBuffer, ReadError,
-    ReadTxn, Store, StoreInfo,
+    BlockData, BlockRun, BufferPool, CommitInfo, DirId, Entry, FileMeta, Load, PackNo, Piece, ReadBuffer,
+    ReadError, ReadTxn, Store, StoreInfo,
 };
 use crate::env::{Clock, SystemClock};
 pub use commit::{CommitError, CommitWarning, Committed, ConflictKind, Transaction};
@@ -136,6 +136,8 @@ pub struct NativeStore {
     clock: Arc<dyn Clock>,
     progress: Option<ProgressFn>,
     follower: Follower,
+    /// Blocks on their way into packs.
+    copies: Arc<BufferPool>,
     /// Newest tid applied, as the number of a [`Tid`]; only grows.
     head: AtomicU64,
     /// Where the log was found to be broken, until it is applied beyond that. Leaf lock; never held across a wait.
@@ -471,7 +473,6 @@ pub fn init_in(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::BufferPool;
 
     fn empty_store() -> (tempfile::TempDir, Arc<NativeStore>) {
         let dir = tempfile::tempdir().unwrap();

@@ -32,7 +32,11 @@ fn play(txn: &mut Transaction, edit: &Edit) -> FileId {
         }
         Edit::Write(name, at, bytes) => {
             let file = file(txn, name);
-            run(txn.write(file, *at..*at + bytes.len() as u64, bytes)).unwrap();
+            let range = *at..*at + bytes.len() as u64;
+            match bytes.len() % 2 {
+                0 => run(txn.write(file, range, bytes)).unwrap(),
+                _ => run(txn.write_shared(file, range, bytes.clone().into())).unwrap(),
+            }
             file
         }
         Edit::Resize(name, size) => {

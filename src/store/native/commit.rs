@@ -31,10 +31,21 @@ pub use errors::{CommitError, CommitWarning, Committed};
 const STAGED_BYTES_MAX: usize = 64 << 20;
 /// Copies of blocks from this size on go through a pool; the allocator keeps smaller ones by itself.
 const POOLED_BLOCK_BYTES_MIN: usize = 128 << 10;
-/// Copies that are kept for reuse; there are never more than were on their way to the disk at once.
-const COPIES_MAX: usize = 256;
+/// Copies that are kept for reuse during a transaction; there are never more than were on their way to the disk at once.
+pub(super) const COPIES_MAX: usize = 256;
+/// What of them is kept for the next transaction, bytes: about as much as one has on its way.
+const COPIES_KEPT_BYTES: usize = 24 << 20;
 /// A writer whose first pack is older gives up: a cleaner may take unreferenced packs after twice that.
 const TRANSACTION_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// The store's pool of copies, for as long as one transaction uses it.
+struct Copies(Arc<BufferPool>);
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        self.0.shrink_to(COPIES_KEPT_BYTES);
+    }
+}
 
 /// Edits on a base state. Dropping it commits nothing.
 pub struct Transaction {
@@ -44,7 +55,7 @@ pub struct Transaction {
     names: Names,
     tags: BTreeMap<String, Option<Tid>>,
     sink: Sink,
-    copies: Arc<BufferPool>,
+    copies: Copies,
     author: String,
     message: String,
     allow_empty: bool,
@@ -71,7 +82,7 @@ impl NativeStore {
             names: Names::default(),
             tags: BTreeMap::new(),
             sink: Sink::new(self.objects.clone()),
-            copies: BufferPool::new(COPIES_MAX, 1),
+            copies: Copies(Arc::clone(&self.copies)),
             author: String::new(),
             message: String::new(),
             allow_empty: false,
@@ -263,6 +274,29 @@ impl Transaction {
     /// # Errors
     /// It does not exist, lengths differ, or the storage fails.
     pub async fn write(&mut self, file: FileId, range: Range<u64>, bytes: &[u8]) -> Result<(), CommitError> {
+        self.write_from(file, range, bytes, None).await
+    }
+
+    /// The same with bytes that may be kept until they are written out: whole blocks are not copied.
+    ///
+    /// # Errors
+    /// As [`Transaction::write`].
+    pub async fn write_shared(
+        &mut self,
+        file: FileId,
+        range: Range<u64>,
+        bytes: Bytes,
+    ) -> Result<(), CommitError> {
+        self.write_from(file, range, &bytes, Some(&bytes)).await
+    }
+
+    async fn write_from(
+        &mut self,
+        file: FileId,
+        range: Range<u64>,
+        bytes: &[u8],
+        shared: Option<&Bytes>,
+    ) -> Result<(), CommitError> {
         let len = range.end.checked_sub(range.start);
         if len != Some(bytes.len() as u64) || range.end > FILE_BYTES_MAX {
             return Err(CommitError::BadRange {
@@ -282,7 +316,8 @@ impl Transaction {
             let part = &bytes[done..done + len];
             if len as u64 == block_size.bytes() {
                 self.unstage(file, block)?;
-                self.place(file, block, part).await?;
+                let shared = shared.map(|shared| shared.slice(done..done + len));
+                self.place(file, block, part, shared).await?;
             } else {
                 let mut data = self.block_now(file, block).await?;
                 data.resize(data.len().max(skip + len), 0);
@@ -365,14 +400,24 @@ impl Transaction {
 
     /// Stores one whole block, of which bytes behind `data` are zero: as a hole, as it is, or without its zero
     /// tail.
-    async fn place(&mut self, file: FileId, block: u64, data: &[u8]) -> Result<(), CommitError> {
+    /// `shared`: the same bytes, to be kept instead of a copy.
+    async fn place(
+        &mut self,
+        file: FileId,
+        block: u64,
+        data: &[u8],
+        shared: Option<Bytes>,
+    ) -> Result<(), CommitError> {
         let block_size = self.edit(file)?.block_size.bytes() as usize;
         let used = used_len(data);
         if used == 0 {
             return self.put_hole(file, BlockIndex::new(block), BlockCount::new(1));
         }
         if used > block_size / 2 {
-            let (whole, hash) = self.copy_of(&data[..used], block_size);
+            let (whole, hash) = match shared {
+                Some(whole) => (whole, block_hash(data)),
+                None => self.copy_of(&data[..used], block_size),
+            };
             return self.put_full(file, BlockIndex::new(block), whole, &[hash]).await;
         }
         let (data, hash) = (Bytes::copy_from_slice(&data[..used]), block_hash(data));
@@ -386,7 +431,7 @@ impl Transaction {
             let hash = copy_and_hash(used, &mut whole[..used.len()]);
             return (Bytes::from(whole), hash);
         }
-        let mut whole = self.copies.take(block_size);
+        let mut whole = self.copies.0.take(block_size);
         let (data, tail) = whole.split_at_mut(used.len());
         let hash = copy_and_hash(used, data);
         tail.fill(0);
@@ -446,7 +491,7 @@ impl Transaction {
         for file in files {
             while let Some((block, data)) = self.files.get_mut(&file).and_then(|e| e.staged.pop_first()) {
                 self.staged_bytes -= data.len();
-                self.place(file, block, &data).await?;
+                self.place(file, block, &data, None).await?;
             }
         }
         Ok(())

@@ -11,6 +11,7 @@ use object_store::PutPayload;
 use object_store::path::Path as ObjectPath;
 use revfs_protocol::{BlockSize, Tid};
 
+use super::commit::COPIES_MAX;
 use super::follow::Follower;
 use super::format::{FORMAT_BYTES_MAX, FORMAT_OBJECT, FORMAT_VERSION, Format, FormatError, record_object};
 use super::index::{INDEX_SCHEMA, Index, IndexError};
@@ -19,7 +20,7 @@ use super::reader::Reader;
 use super::record::RECORD_BYTES_MAX;
 use super::{NativeStore, OpenOptions};
 use crate::env::{self, Clock};
-use crate::store::{Codec, ReadError, StoreInfo};
+use crate::store::{BufferPool, Codec, ReadError, StoreInfo};
 
 /// What `init` fixes for good.
 #[derive(Clone, Debug)]
@@ -226,6 +227,7 @@ pub async fn open(
         format,
         reader: Arc::new(Reader::new(objects.clone(), options.cache_bytes)),
         follower: Follower::new(local_root.as_deref().map(|root| root.join("commits"))),
+        copies: BufferPool::new(COPIES_MAX, 1),
         objects,
         index,
         clock: options.clock,

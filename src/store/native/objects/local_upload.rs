@@ -1,14 +1,15 @@
 //! An object of a directory, written in parts at the speed of the disk.
 //!
 //! Takes the steps that `object_store` takes on a directory: a staging file `NAME#n`, its sync, the rename to its
-//! name, the sync of the folder. What it adds is speed: room for a part is reserved before it is written, and its
-//! way to the disk begins at once, so that the sync at the end finds little left. Invariant: the name appears only
+//! name, the sync of the folder. What it adds is speed: room is reserved before it is written to, and the way of a part
+//! to the disk begins at once, so that the sync at the end finds little left. Invariant: the name appears only
 //! once all bytes are durable; an upload that is dropped before leaves nothing behind.
 
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use object_store::{Error, MultipartUpload, PutPayload, PutResult, Result, UploadPart};
@@ -18,6 +19,8 @@ use tokio::sync::Mutex;
 
 /// Slices of one write: `IOV_MAX` of Linux.
 const SLICES_MAX: usize = 1024;
+/// Room that is reserved at once, at most, bytes. Each time may wait for the journal of the filesystem: up to 18 ms.
+const RESERVE_BYTES_MAX: u64 = 64 << 20;
 /// Bytes before a part that are likely on disk when it was written, and can leave the page cache.
 const BEHIND_BYTES: u64 = 32 << 20;
 /// ext2 to ext4, from linux/magic.h.
@@ -60,6 +63,10 @@ struct Staging {
     reserve: bool,
     /// Send parts to the disk as they come.
     eager: bool,
+    /// Room up to here was asked for. Parts are written one at a time.
+    reserved: AtomicU64,
+    /// Where the last byte ends.
+    end: AtomicU64,
 }
 
 impl LocalUpload {
@@ -70,7 +77,8 @@ impl LocalUpload {
     pub fn begin(name: PathBuf, sync: bool) -> Result<LocalUpload> {
         let (file, path) = open_staging(&name, sync)?;
         let reserve = rustix::fs::fstatfs(&file).is_ok_and(|fs| fs.f_type as u64 == EXT4_MAGIC);
-        let staging = Arc::new(Staging { file, path, reserve, eager: sync });
+        let (reserved, end) = (AtomicU64::new(0), AtomicU64::new(0));
+        let staging = Arc::new(Staging { file, path, reserve, eager: sync, reserved, end });
         Ok(LocalUpload { staging, writing: Arc::default(), name, offset: 0, sync, done: false })
     }
 }
@@ -94,8 +102,14 @@ impl MultipartUpload for LocalUpload {
 
     async fn complete(&mut self) -> Result<PutResult> {
         let (staging, name, sync) = (Arc::clone(&self.staging), self.name.clone(), self.sync);
-        blocking(move || staging.publish(&name, sync)).await?;
+        let published = Arc::clone(&staging);
+        blocking(move || published.publish(&name, sync)).await?;
         self.done = true;
+        // A pack that was just written need not stay in the page cache: readers do not read through it. Nobody waits.
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(move || staging.leave_cache(0, 0))),
+            Err(_) => staging.leave_cache(0, 0),
+        }
         Ok(PutResult { e_tag: None, version: None, extensions: Default::default() })
     }
 
@@ -123,11 +137,22 @@ impl Drop for LocalUpload {
 
 impl Staging {
     fn write(&self, data: &PutPayload, offset: u64, len: u64) -> Result<()> {
-        if self.reserve && len > 0 {
-            // For speed only. If there is no room the write says so.
-            let _reserved = rustix::fs::fallocate(&self.file, FallocateFlags::empty(), offset, len);
-        }
+        self.end.fetch_max(offset + len, Ordering::Relaxed);
+        self.reserve(offset, len);
         write_all(&self.file, data, offset).map_err(failed("write", &self.path))
+    }
+
+    /// Reserves room for a part and, the more there is already, for later ones.
+    fn reserve(&self, offset: u64, len: u64) {
+        let reserved = self.reserved.load(Ordering::Relaxed);
+        if !self.reserve || offset + len <= reserved {
+            return;
+        }
+        let until = offset + len.max(offset.min(RESERVE_BYTES_MAX));
+        self.reserved.store(until, Ordering::Relaxed);
+        // For speed only. If there is no room the write says so.
+        let _reserved =
+            rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, reserved, until - reserved);
     }
 
     /// Sets a part that was written on its way to the disk.
@@ -140,6 +165,11 @@ impl Staging {
     }
 
     fn publish(&self, name: &Path, sync: bool) -> Result<()> {
+        let end = self.end.load(Ordering::Relaxed);
+        if self.reserved.load(Ordering::Relaxed) > end {
+            // The same size: what was reserved behind it is given back.
+            self.file.set_len(end).map_err(failed("cut", &self.path))?;
+        }
         if sync {
             self.file.sync_all().map_err(failed("sync", &self.path))?;
         }
@@ -147,8 +177,6 @@ impl Staging {
         if sync && let Some(folder) = name.parent() {
             sync_folder(folder)?;
         }
-        // A pack that was just written need not stay in the page cache: readers do not read through it.
-        self.leave_cache(0, 0);
         Ok(())
     }
 
@@ -224,6 +252,7 @@ async fn blocking<T: Send + 'static>(job: impl FnOnce() -> Result<T> + Send + 's
 mod tests {
     use super::*;
     use bytes::Bytes;
+    use std::os::unix::fs::MetadataExt;
 
     fn names(folder: &Path) -> Vec<String> {
         let entries = std::fs::read_dir(folder).unwrap();
@@ -252,6 +281,25 @@ mod tests {
         drop(upload);
         assert_eq!(names(folder), ["pack"]);
         assert!(std::fs::read(&name).unwrap() == bytes);
+    }
+
+    #[test]
+    fn what_was_reserved_and_not_written_is_given_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = dir.path().join("pack");
+        let mut upload = LocalUpload::begin(name.clone(), true).unwrap();
+        for part in 0..5u8 {
+            let part = PutPayload::from(vec![part; 1 << 20]);
+            pollster::block_on(upload.put_part(part)).unwrap();
+        }
+        let staging = Arc::clone(&upload.staging);
+        let taken = || staging.file.metadata().unwrap().blocks() * 512;
+        if staging.reserve {
+            assert!(taken() >= 8 << 20, "{}", taken());
+        }
+        pollster::block_on(upload.complete()).unwrap();
+        assert_eq!(name.metadata().unwrap().len(), 5 << 20);
+        assert!(taken() < 6 << 20, "{}", taken());
     }
 
     #[test]
