@@ -12,9 +12,10 @@ mod live;
 mod puppet;
 
 use std::fs;
+use std::process::{Command, Stdio};
 use std::thread::ScopedJoinHandle;
 
-use live::{Live, Place, no_fuse, signal_to, wait_until};
+use live::{Guarded, Live, Place, SOON, end_of, no_fuse, signal_to, wait_until};
 use puppet::Puppet;
 use rustix::process::Signal;
 
@@ -460,4 +461,31 @@ fn a_page_fault_whose_page_was_dropped_before_it_was_mapped_kills_nobody() {
         slow.quit();
         scene.expect_end(first, 0);
     }
+}
+
+#[test]
+fn a_server_that_is_killed_while_everything_waits_can_be_cleaned_away() {
+    if no_fuse("a_server_that_is_killed_while_everything_waits") {
+        return;
+    }
+    let scene = Scene::new(LONG);
+    // Who has files of the mount open are processes of their own: with a dead server even a close waits.
+    let mut mute = scene.start("mute");
+    mute.until("heard 1 ok");
+    scene.commit(&[1, 2, 1, 1]);
+    let mut reader = Command::new("dd");
+    reader.arg(format!("if={}", scene.live.head("a").display())).args(["bs=64K", "skip=1", "count=1"]);
+    let mut reader = Guarded(reader.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    mute.until("heard 2 pin");
+    let t3 = commit(&scene.place, &[1, 3, 1, 1]);
+    wait_until("it is published", || fs::metadata(scene.live.rev(&t3, "a")).is_ok());
+    scene.live.signal(Signal::KILL);
+    scene.place.ok(&["umount", "m", "--timeout", "5s"]);
+    assert!(!end_of(&mut reader.0, SOON).success());
+    drop(mute);
+    scene.place.expect_nothing_left();
+    let again = scene.place.mount();
+    assert_eq!(fs::read(again.head("a")).unwrap(), filled(&[1, 3, 1, 1]));
+    scene.place.ok(&["umount", "m"]);
+    scene.place.expect_nothing_left();
 }

@@ -9,6 +9,8 @@
 mod link;
 #[path = "common/live.rs"]
 mod live;
+#[path = "common/puppet.rs"]
+mod puppet;
 #[path = "isolation/soak.rs"]
 mod soak;
 

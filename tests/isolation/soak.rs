@@ -1,15 +1,22 @@
-//! Many clients at revisions of their own, while a writer commits as fast as it can: every byte is checked.
+//! Many clients at revisions of their own and one that misbehaves, while a writer commits: every byte is checked, only
+//! who is guilty is killed, and the server takes no more memory and descriptors in the end than before.
+//!
+//! The long version lasts a minute, or `REVFS_SOAK_SECONDS`.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use revfs::env::{SystemClock, sleep};
 use revfs::protocol::{FileId, Tid};
 use revfs::store::native::NativeStore;
 use revfs_client::Conn;
 
-use super::live::{Place, slow};
+use super::live::{Live, Place, slow, wait_until};
+use super::puppet::Puppet;
 
 const BLOCK: usize = 16 << 10;
 const BLOCKS: usize = 64;
@@ -17,6 +24,14 @@ const BLOCKS: usize = 64;
 const CHANGED_MAX: usize = 8;
 /// How long a client waits for the writer to write down what it has just committed.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// From one commit to the next, if the machine is as fast.
+const PACE: Duration = Duration::from_millis(5);
+/// Enough for who behaves, also on a busy machine.
+const PIN_TIMEOUT: &str = "3s";
+/// How the one that misbehaves does it in each of its lives; the server kills it each time.
+const FAULTS: [&str; 5] = ["mute", "nak", "stop", "deaf", "stubborn"];
+/// What the server's memory may vary by, KiB.
+const SLACK_KIB: u64 = 16 << 10;
 
 /// xorshift64*.
 struct Random(u64);
@@ -75,12 +90,12 @@ fn write(store: &Arc<NativeStore>, file: FileId, model: &Model, words: &mut [u32
 }
 
 /// Works at one revision after the other; every byte is that of the model.
-fn client(root: &std::path::Path, model: &Model, done: &AtomicBool, seed: u64) -> u64 {
+fn client(root: &Path, model: &Model, done: &AtomicBool, seed: u64) -> u64 {
     let mut random = Random::new(seed);
     let mut rounds = 0;
     while !done.load(Ordering::SeqCst) || rounds == 0 {
         let conn = Conn::open(root, Some(model.some(&mut random))).unwrap();
-        let file = conn.file(b"f").unwrap();
+        let file = conn.file(b"a").unwrap();
         let mapping = file.map(0, (BLOCK * BLOCKS) as u64).unwrap();
         for _ in 0..4 {
             for _ in 0..3 {
@@ -106,34 +121,105 @@ fn client(root: &std::path::Path, model: &Model, done: &AtomicBool, seed: u64) -
     rounds
 }
 
+/// Comes again and again, and never goes by itself.
+fn vandal(live: &Live, model: &Model, done: &AtomicBool, kills: &AtomicU64) {
+    for mode in FAULTS.iter().cycle() {
+        let newest = *model.states.lock().unwrap().last_key_value().unwrap().0;
+        let mut puppet = Puppet::start(live, mode, &newest.to_string());
+        assert!(puppet.ended_by().is_some(), "{mode}");
+        kills.fetch_add(1, Ordering::SeqCst);
+        if done.load(Ordering::SeqCst) {
+            return;
+        }
+    }
+}
+
+/// What the server takes.
+#[derive(Clone, Copy, Debug)]
+struct Usage {
+    anonymous_kib: u64,
+    /// Without those of packs and records, of which it keeps some for the next read.
+    descriptors: usize,
+}
+
+impl Usage {
+    fn of(pid: u32) -> Usage {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        let anonymous_kib = line.trim().trim_end_matches(" kB").parse().unwrap();
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        // One may be closed meanwhile.
+        let targets = open.filter_map(|entry| fs::read_link(entry.path()).ok());
+        let is_data = |target: &String| ["/s/packs/", "/s/commits/"].iter().any(|part| target.contains(part));
+        let others =
+            targets.map(|target| target.to_string_lossy().into_owned()).filter(|target| !is_data(target));
+        Usage { anonymous_kib, descriptors: others.count() }
+    }
+}
+
+fn median(mut values: Vec<u64>) -> u64 {
+    values.sort_unstable();
+    values[values.len() / 2]
+}
+
 pub fn soak() {
-    let (clients, commits) = if slow() { (64, 6000) } else { (8, 150) };
+    let seconds: u64 = std::env::var("REVFS_SOAK_SECONDS").map_or(60, |text| text.parse().unwrap());
+    let per_second = (1000 / PACE.as_millis()) as u64;
+    let (clients, commits) = if slow() { (64, seconds * per_second) } else { (8, 150) };
     let place = Place::new();
     let store = place.open();
     let model = Model::default();
     let mut words = vec![0u32; BLOCKS];
     let mut random = Random::new(1);
     let mut txn = store.begin(None).unwrap();
-    let file = txn.create(b"f", Some(revfs::protocol::BlockSize::new(BLOCK as u64).unwrap())).unwrap();
+    let file = txn.create(b"a", Some(revfs::protocol::BlockSize::new(BLOCK as u64).unwrap())).unwrap();
     let zeros = vec![0; BLOCK * BLOCKS];
     pollster::block_on(txn.write(file, 0..zeros.len() as u64, &zeros)).unwrap();
     model.add(pollster::block_on(txn.commit()).unwrap().tid, &words);
-    let live = place.mount();
+    let live = place.mount_with("m", &["--pin-timeout", PIN_TIMEOUT]);
+    let before = Usage::of(live.pid());
     let done = AtomicBool::new(false);
-    let rounds = AtomicU64::new(0);
+    let (rounds, kills) = (AtomicU64::new(0), AtomicU64::new(0));
+    let mut usages = Vec::new();
+    let clock = SystemClock::shared();
+    let begin = clock.monotonic();
+    let mut committed = 0u32;
     std::thread::scope(|scope| {
         for seed in 1..=clients {
             let (root, model, done, rounds) = (live.root(), &model, &done, &rounds);
             scope.spawn(move || rounds.fetch_add(client(root, model, done, seed), Ordering::SeqCst));
         }
-        for _ in 0..commits {
+        let vandal = scope.spawn(|| vandal(&live, &model, &done, &kills));
+        // It is killed only for what is committed.
+        while !vandal.is_finished() {
             write(&store, file, &model, &mut words, &mut random);
+            committed += 1;
+            if u64::from(committed) == commits {
+                done.store(true, Ordering::SeqCst);
+            }
+            if u64::from(committed) % per_second == 0 {
+                usages.push(Usage::of(live.pid()));
+            }
+            sleep((begin + PACE * committed).saturating_sub(clock.monotonic()));
         }
-        done.store(true, Ordering::SeqCst);
     });
-    println!("{} rounds of {clients} clients over {commits} commits", rounds.load(Ordering::SeqCst));
-    let stats = std::fs::read_to_string(live.path(".revfs/stats")).unwrap();
-    assert!(stats.contains("\nkills 0\n"), "{stats}");
+    let took = clock.monotonic() - begin;
+    let (rounds, kills) = (rounds.into_inner(), kills.into_inner());
+    println!("{rounds} rounds of {clients} clients over {committed} commits in {took:?}; {kills} kills");
+    assert_eq!(live.stat("kills"), kills, "only who misbehaved");
+    for gauge in ["links", "watches", "pins_owed", "reads_waiting"] {
+        wait_until(gauge, || live.stat(gauge) == 0);
+    }
+    wait_until("descriptors go", || Usage::of(live.pid()).descriptors <= before.descriptors + 2);
+    if slow() {
+        let part = |from: usize, to: usize| {
+            let some = &usages[usages.len() * from / 4..usages.len() * to / 4];
+            median(some.iter().map(|usage| usage.anonymous_kib).collect())
+        };
+        let (early, late) = (part(1, 2), part(3, 4));
+        println!("memory of the server: {before:?}, then {early} KiB, at last {late} KiB");
+        assert!(late <= early + SLACK_KIB, "memory grows: {usages:?}");
+    }
     place.ok(&["umount", "m"]);
     place.expect_nothing_left();
 }
