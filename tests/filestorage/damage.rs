@@ -1,7 +1,7 @@
 //! Files that are cut, flipped, or say what cannot be.
 
 use super::*;
-use revfs::store::zodb::filestorage::{BACK_POINTERS_MAX, Refreshed};
+use revfs::store::zodb::filestorage::{BACK_POINTERS_MAX, DATA_BYTES_MAX, Refreshed};
 
 /// Numbers that are the same in each run.
 pub struct Random(pub u64);
@@ -196,6 +196,12 @@ fn chains_that_lead_astray_are_errors_and_end() {
     assert!(error(&patched(back + 42, back as u64), 3, 0x40).contains("no record can be"));
     assert!(error(&patched(back + 42, u64::MAX), 3, 0x40).contains("no record can be"));
 
+    // A serial that changes after it was read.
+    let place = Place::new(&maker.bytes);
+    let storage = place.open();
+    place.put_at(usize::try_from(one).unwrap() + 8, &0x99u64.to_be_bytes());
+    assert!(error(&storage, 1, 0x20).contains("an older record has a newer serial"));
+
     // A chain that goes on and on.
     let mut long = Maker::new();
     let mut last = long.put(0x10, 1, b"far");
@@ -218,10 +224,33 @@ fn an_iterator_ends_with_its_first_error() {
     let mut bad = maker.bytes.clone();
     bad[third + 16] = b'?';
     place.put_at(0, &bad);
-    let seen: Vec<bool> =
-        storage.transactions(Tid::ZERO, Tid::MAX).unwrap().map(|transaction| transaction.is_ok()).collect();
+    let forward = storage.transactions(Tid::ZERO, Tid::MAX).unwrap().take(20);
+    let seen: Vec<bool> = forward.map(|transaction| transaction.is_ok()).collect();
     assert_eq!(seen, [true, true, false]);
-    let seen: Vec<bool> =
-        storage.transactions_back(Tid::ZERO, Tid::MAX).map(|transaction| transaction.is_ok()).collect();
+    let back = storage.transactions_back(Tid::ZERO, Tid::MAX).take(20);
+    let seen: Vec<bool> = back.map(|transaction| transaction.is_ok()).collect();
     assert_eq!(seen, [true, true, true, true, false]);
+}
+
+#[test]
+fn data_that_no_object_has_are_an_error_and_no_memory() {
+    // All of it is a hole of the file but the headers.
+    let mut maker = Maker::new();
+    maker.put(0x10, 1, b"one");
+    let start = maker.end();
+    let record = maker.put(0x20, 1, b"") - start;
+    let header =
+        maker.bytes[usize::try_from(start).unwrap()..][..usize::try_from(record).unwrap() + 42].to_vec();
+    let len = record + 42 + DATA_BYTES_MAX + 1;
+    let place = Place::new(&maker.bytes[..usize::try_from(start).unwrap()]);
+    let at = |offset: u64| usize::try_from(start + offset).unwrap();
+    place.put_at(at(0), &header);
+    place.put_at(at(8), &len.to_be_bytes());
+    place.put_at(at(record + 34), &(DATA_BYTES_MAX + 1).to_be_bytes());
+    place.put_at(at(len), &len.to_be_bytes());
+    let storage = place.open();
+    assert_eq!(storage.last_tid().raw(), 0x20, "{:?}", storage.tail());
+    let error = load(&storage, 1, u64::MAX).unwrap_err().to_string();
+    assert!(error.contains("it has over 256 MiB of data"), "{error}");
+    assert_eq!(text_of(&storage, 1, 0x1f).as_deref(), Some("10 one"));
 }

@@ -2,6 +2,16 @@
 
 use super::*;
 use revfs::store::zodb::filestorage::{Refreshed, ReopenCause};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Ends the readers when the test ends, whichever way.
+struct Stop<'s>(&'s AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
 
 /// Before: three revisions of object 1, two of object 2; object 3 is deleted, object 4 cannot be reached any more.
 fn before() -> Maker {
@@ -126,6 +136,14 @@ fn a_file_that_is_written_over_is_read_anew() {
     place.put(&other.bytes);
     assert_eq!(storage.refresh().unwrap(), reopened(0x50, 0x70, ReopenCause::Rewritten));
     assert_eq!(text_of(&storage, 1, 0x4f).as_deref(), Some("4f else"));
+    // The length behind the last transaction alone.
+    place.put_at(other.bytes.len() - 1, b"?");
+    assert_eq!(storage.refresh().unwrap(), reopened(0x70, 0x4f, ReopenCause::Rewritten));
+    place.put(&other.bytes);
+    assert_eq!(
+        storage.refresh().unwrap(),
+        Refreshed::Grown { from: Tid::from_raw(0x4f), to: Tid::from_raw(0x70) }
+    );
     // A copy into place that has only begun.
     for begun in [&b""[..], b"FS"] {
         place.put(begun);
@@ -149,12 +167,12 @@ fn readers_see_right_data_while_the_file_grows_and_is_packed() {
     let mut maker = before();
     let place = Place::new(&maker.bytes);
     let storage = place.open();
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let ordering = std::sync::atomic::Ordering::SeqCst;
+    let stopped = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let stop = Stop(&stopped);
         let reader = || {
             let mut seen = 0u64;
-            while !stop.load(ordering) || seen < 100 {
+            while !stopped.load(Ordering::SeqCst) || seen < 100 {
                 assert_eq!(text_of(&storage, 1, 0x50).as_deref(), Some("50 a5"));
                 assert_eq!(text_of(&storage, 2, 0x45).as_deref(), Some("40 b4"));
                 assert_eq!(text_of(&storage, 0, u64::MAX).as_deref(), Some("10 root"));
@@ -176,7 +194,7 @@ fn readers_see_right_data_while_the_file_grows_and_is_packed() {
             place.replace(&maker.bytes);
             assert!(matches!(storage.refresh().unwrap(), Refreshed::Reopened { .. }));
         }
-        stop.store(true, ordering);
+        drop(stop);
         for reader in readers {
             reader.join().unwrap();
         }

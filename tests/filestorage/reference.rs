@@ -9,13 +9,18 @@ use revfs::store::zodb::Oid;
 use revfs::store::zodb::filestorage::{FileStorage, FileStorageError, Loaded};
 use revfs_protocol::Tid;
 
+/// A transaction: its tid, where it begins, and the oids and positions of its records.
+pub type Written = (u64, u64, Vec<(u64, u64)>);
+/// A revision of an object: its tid, and the data or none for a deletion.
+pub type Revision = (u64, Option<Vec<u8>>);
+
 /// All that a file holds.
 #[derive(Clone, Debug, Default)]
 pub struct Reference {
-    /// Each transaction: its tid, where it begins, and the oids and positions of its records.
-    pub transactions: Vec<(u64, u64, Vec<(u64, u64)>)>,
-    /// Each object: its revisions, ascending, with the data or none for a deletion.
-    pub objects: BTreeMap<u64, Vec<(u64, Option<Vec<u8>>)>>,
+    /// All transactions, in the order of the file.
+    pub transactions: Vec<Written>,
+    /// The revisions of each object, ascending.
+    pub objects: BTreeMap<u64, Vec<Revision>>,
     /// The position of each object's newest record.
     pub newest: BTreeMap<u64, u64>,
 }

@@ -419,6 +419,7 @@ mod tests {
         for (bytes, what) in [
             (b"N.".to_vec(), "does not begin with a position"),
             (b"I-5\n.N.".to_vec(), "ends behind"),
+            (b"\x8a\x06\0\0\0\0\0\x02.N.".to_vec(), "ends behind"),
             (b"\x8a\x09".to_vec(), "too large"),
             (b"I12345678901234567890123456789\n.".to_vec(), "too long"),
             (b"I12x\n.".to_vec(), "not readable"),

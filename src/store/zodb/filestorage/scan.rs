@@ -148,9 +148,6 @@ pub fn next(window: &mut Window, cursor: &Cursor, size: u64) -> Result<Next, Fil
 /// # Errors
 /// The file cannot be read.
 pub fn still_there(file: &DataFile, cursor: &Cursor) -> Result<bool, FileStorageError> {
-    if file.size()? < cursor.end {
-        return Ok(false);
-    }
     let Some(last) = cursor.last else {
         return match file.check_magic() {
             Ok(()) => Ok(true),
