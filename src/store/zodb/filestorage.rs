@@ -196,7 +196,8 @@ impl FileStorage {
 
     /// Why what is behind the last transaction cannot be taken up, if that will not mend by waiting.
     pub fn trouble(&self) -> Option<String> {
-        if self.missing.load(Ordering::Relaxed) {
+        // Between the two renames of a pack it is only for a moment, so it is looked at again.
+        if self.missing.load(Ordering::Relaxed) && !self.path.exists() {
             return Some(format!("{} is gone: put it back", self.path.display()));
         }
         let state = self.read();
