@@ -198,6 +198,8 @@ fn what_is_no_file_storage_is_refused() {
         0,
     )
     .unwrap();
+    // Somebody has it open, so that even who opens it does not wait.
+    let _held = fs::OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
     assert!(shown(&fifo).contains("it is no file"));
 }
 
