@@ -6,7 +6,9 @@
 
 pub mod buffer;
 pub mod faulty;
+pub mod follow;
 pub mod native;
+pub mod zodb;
 
 use std::fmt::Debug;
 use std::sync::Arc;

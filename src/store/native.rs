@@ -7,7 +7,6 @@ mod commit;
 mod conflict;
 mod edit;
 mod extents;
-mod follow;
 mod format;
 mod index;
 mod init;
@@ -29,13 +28,13 @@ use revfs_protocol::{BlockCount, BlockIndex, FileId, Tid};
 
 use self::log::{LogEnd, Next};
 use super::faulty::{Faults, FaultyStore};
+use super::follow::Follower;
 use super::{
     BlockData, BlockRun, BufferPool, CommitInfo, DirId, Entry, FileMeta, Load, PackNo, Piece, ReadBuffer,
     ReadError, ReadTxn, Store, StoreInfo,
 };
 use crate::env::{Clock, SystemClock};
 pub use commit::{CommitError, CommitWarning, Committed, ConflictKind, Transaction};
-pub use follow::Follower;
 pub use format::{FORMAT_VERSION, Format, FormatError};
 pub use index::{INDEX_SCHEMA, Index, IndexError};
 pub use init::{InitOptions, OpenError};

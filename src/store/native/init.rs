@@ -12,7 +12,6 @@ use object_store::path::Path as ObjectPath;
 use revfs_protocol::{BlockSize, Tid};
 
 use super::commit::COPIES_MAX;
-use super::follow::Follower;
 use super::format::{FORMAT_BYTES_MAX, FORMAT_OBJECT, FORMAT_VERSION, Format, FormatError, record_object};
 use super::index::{INDEX_SCHEMA, Index, IndexError};
 use super::objects::Objects;
@@ -20,6 +19,7 @@ use super::reader::Reader;
 use super::record::RECORD_BYTES_MAX;
 use super::{NativeStore, OpenOptions};
 use crate::env::{self, Clock};
+use crate::store::follow::{Follower, WatchFlags};
 use crate::store::{BufferPool, Codec, ReadError, StoreInfo};
 
 /// What `init` fixes for good.
@@ -226,8 +226,8 @@ pub async fn open(
         info,
         format,
         reader: Arc::new(Reader::new(objects.clone(), options.cache_bytes)),
-        follower: Follower::new(local_root.as_deref().map(|root| root.join("commits"))),
         copies: BufferPool::new(COPIES_MAX, 1),
+        follower: follower(local_root.as_deref()),
         objects,
         index,
         clock: options.clock,
@@ -240,6 +240,16 @@ pub async fn open(
     store.check_applied().await.map_err(|source| OpenError::Log { url: url.clone(), source })?;
     store.refresh_async(true).await.map_err(|source| OpenError::Log { url, source })?;
     Ok(store)
+}
+
+/// Notices new records in a directory; of other storages they are noticed by polling.
+fn follower(local_root: Option<&Path>) -> Follower {
+    let follower = Follower::new();
+    if let Some(root) = local_root {
+        // A record appears by a hard link (IN_CREATE) or a rename (IN_MOVED_TO).
+        follower.watch(&root.join("commits"), WatchFlags::CREATE | WatchFlags::MOVED_TO);
+    }
+    follower
 }
 
 impl NativeStore {

@@ -1,0 +1,184 @@
+//! The file, and a window over it for reading many small headers in order.
+//!
+//! Invariant: all reads are by position (`pread`) and never through a mapping: a file that shrinks under a mapping
+//! would kill the process. An end of the file where bytes were promised is told apart from a failed read.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use revfs_protocol::Tid;
+
+use super::error::{Damage, FileStorageError};
+use super::format::{FIRST_TRANSACTION, MAGICS};
+use crate::store::zodb::Oid;
+
+/// Bytes read at once where reading goes on in order.
+const WINDOW_BYTES: usize = 64 << 10;
+/// Bytes read at once after a jump over data, which likely is followed by another.
+const JUMP_BYTES: usize = 4 << 10;
+
+/// What tells one file from another that takes its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileIdentity {
+    device: u64,
+    inode: u64,
+}
+
+impl FileIdentity {
+    /// That of the file with this metadata.
+    pub fn of(metadata: &Metadata) -> FileIdentity {
+        FileIdentity { device: metadata.dev(), inode: metadata.ino() }
+    }
+}
+
+/// An open FileStorage file. It stays readable as it is when a pack puts another in its place.
+#[derive(Debug)]
+pub struct DataFile {
+    file: File,
+    path: PathBuf,
+    identity: FileIdentity,
+    /// The oldest state that is whole; found out when it is asked for.
+    pub(super) oldest: OnceLock<Tid>,
+}
+
+impl DataFile {
+    /// Opens a file and looks at its first bytes.
+    ///
+    /// # Errors
+    /// It cannot be opened, or is no FileStorage.
+    pub fn open(path: &Path) -> Result<DataFile, FileStorageError> {
+        let open = |source| FileStorageError::Open { path: path.to_owned(), source };
+        // Looked at first: opening a fifo would wait for who writes it.
+        if !std::fs::metadata(path).map_err(open)?.is_file() {
+            return Err(FileStorageError::NotFileStorage { path: path.to_owned(), what: "it is no file" });
+        }
+        let file = File::open(path).map_err(open)?;
+        let identity = FileIdentity::of(&file.metadata().map_err(open)?);
+        let data = DataFile { file, path: path.to_owned(), identity, oldest: OnceLock::new() };
+        data.check_magic()?;
+        Ok(data)
+    }
+
+    /// Checks the first bytes.
+    ///
+    /// # Errors
+    /// They are others.
+    pub fn check_magic(&self) -> Result<(), FileStorageError> {
+        let mut magic = [0; FIRST_TRANSACTION as usize];
+        let have = self.read_up_to(0, &mut magic)?;
+        if MAGICS.contains(&magic) {
+            return Ok(());
+        }
+        let path = self.path.clone();
+        let begun = MAGICS.iter().any(|other| magic[..have] == other[..have]);
+        match begun {
+            true => Err(FileStorageError::Unbegun { path, bytes: have as u64 }),
+            false => {
+                let what = "it does not begin with FS21 or FS30";
+                Err(FileStorageError::NotFileStorage { path, what })
+            }
+        }
+    }
+
+    /// Its name.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Which file it is.
+    pub fn identity(&self) -> FileIdentity {
+        self.identity
+    }
+
+    /// Its size now, bytes.
+    ///
+    /// # Errors
+    /// The operating system fails it.
+    pub fn size(&self) -> Result<u64, FileStorageError> {
+        Ok(self.file.metadata().map_err(|source| self.io(0, source))?.len())
+    }
+
+    /// Reads until the buffer is full or the file ends; answers how many bytes it read.
+    ///
+    /// # Errors
+    /// The operating system fails the read.
+    pub fn read_up_to(&self, pos: u64, buffer: &mut [u8]) -> Result<usize, FileStorageError> {
+        let mut have = 0;
+        while have < buffer.len() {
+            match self.file.read_at(&mut buffer[have..], pos.saturating_add(have as u64)) {
+                Ok(0) => break,
+                Ok(count) => have += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(self.io(pos, source)),
+            }
+        }
+        Ok(have)
+    }
+
+    /// Fills the buffer.
+    ///
+    /// # Errors
+    /// The operating system fails the read, or the file ends before.
+    pub fn read_exact(&self, pos: u64, buffer: &mut [u8]) -> Result<(), FileStorageError> {
+        match self.read_up_to(pos, buffer)? {
+            have if have == buffer.len() => Ok(()),
+            _ => Err(self.damaged(pos, None, "the file ends inside of a transaction")),
+        }
+    }
+
+    /// That a place is damaged.
+    pub fn damaged(&self, pos: u64, oid: Option<Oid>, what: &'static str) -> FileStorageError {
+        FileStorageError::Damaged { path: self.path.clone(), damage: Damage { pos, oid, what } }
+    }
+
+    fn io(&self, pos: u64, source: io::Error) -> FileStorageError {
+        FileStorageError::Io { path: self.path.clone(), pos, source }
+    }
+}
+
+/// Bytes of a file around the place that is read.
+#[derive(Debug)]
+pub struct Window {
+    file: Arc<DataFile>,
+    start: u64,
+    buffer: Vec<u8>,
+}
+
+impl Window {
+    /// A window over `file` that has nothing read yet.
+    pub fn new(file: &Arc<DataFile>) -> Window {
+        Window { file: Arc::clone(file), start: 0, buffer: Vec::new() }
+    }
+
+    /// The file.
+    pub fn file(&self) -> &Arc<DataFile> {
+        &self.file
+    }
+
+    /// The `N` bytes at `pos`, which are at most a page.
+    ///
+    /// # Errors
+    /// The operating system fails the read, or the file ends before.
+    pub fn bytes<const N: usize>(&mut self, pos: u64) -> Result<[u8; N], FileStorageError> {
+        const { assert!(N <= JUMP_BYTES) };
+        if let Some(bytes) = self.at_hand(pos) {
+            return Ok(bytes);
+        }
+        let end = self.start + self.buffer.len() as u64;
+        let in_order = (self.start..=end).contains(&pos);
+        self.buffer.resize(if in_order { WINDOW_BYTES } else { JUMP_BYTES }, 0);
+        self.start = pos;
+        let read = self.file.read_up_to(pos, &mut self.buffer);
+        self.buffer.truncate(read.as_ref().map_or(0, |have| *have));
+        read?;
+        self.at_hand(pos).ok_or_else(|| self.file.damaged(pos, None, "the file ends inside of a transaction"))
+    }
+
+    fn at_hand<const N: usize>(&self, pos: u64) -> Option<[u8; N]> {
+        let from = usize::try_from(pos.checked_sub(self.start)?).ok()?;
+        self.buffer.get(from..)?.first_chunk().copied()
+    }
+}
