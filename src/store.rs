@@ -7,6 +7,7 @@
 pub mod buffer;
 pub mod faulty;
 pub mod native;
+pub mod zodb;
 
 use std::fmt::Debug;
 use std::sync::Arc;
