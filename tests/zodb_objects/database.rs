@@ -26,6 +26,13 @@ pub struct Record {
     data: Range<usize>,
 }
 
+impl Record {
+    /// Where its header begins.
+    pub fn place(&self) -> usize {
+        self.data.start - 42
+    }
+}
+
 /// All records, oldest first.
 pub struct Database {
     pub name: String,
@@ -35,7 +42,7 @@ pub struct Database {
 }
 
 /// A number of `len` bytes, big-endian.
-fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
+pub fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
     bytes[at..at + len].iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
@@ -73,6 +80,11 @@ impl Database {
         paths.sort();
         assert!(paths.len() >= 6, "only {paths:?}");
         paths.iter().map(|path| Database::read(path)).collect()
+    }
+
+    /// Size of the file.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
     }
 
     pub fn data(&self, record: &Record) -> &[u8] {

@@ -13,6 +13,7 @@ mod opcode;
 mod reference;
 
 use std::borrow::Cow;
+use std::num::NonZeroU32;
 
 use arena::Arena;
 use cursor::Cursor;
@@ -66,7 +67,7 @@ pub enum PickleError {
 
 /// The number of a value in the [`Pickles`] that read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ValueId(u32);
+pub struct ValueId(NonZeroU32);
 
 /// A value. Numbers of containers and calls mean something to the [`Pickles`] that read it alone.
 #[derive(Clone, Copy, Debug, PartialEq)]

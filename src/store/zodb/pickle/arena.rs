@@ -2,6 +2,8 @@
 //!
 //! Invariant: a number is given out only for what is there, and nothing is ever removed.
 
+use std::num::NonZeroU32;
+
 use super::{Call, ClassName, Value, ValueId};
 
 /// A tuple: a run of the table of items.
@@ -46,13 +48,13 @@ fn entry<T>(table: &[T], number: u32) -> Option<&T> {
 
 impl<'a> Arena<'a> {
     pub fn add(&mut self, value: Value<'a>) -> ValueId {
-        let id = ValueId(next(&self.values));
         self.values.push(value);
-        id
+        // The numbers of values begin with 1, so that what is memorised takes 4 bytes.
+        ValueId(NonZeroU32::new(next(&self.values)).unwrap_or(NonZeroU32::MAX))
     }
 
     pub fn value(&self, id: ValueId) -> Value<'a> {
-        entry(&self.values, id.0).copied().unwrap_or(Value::None)
+        entry(&self.values, id.0.get() - 1).copied().unwrap_or(Value::None)
     }
 
     pub fn add_span(&mut self, items: impl IntoIterator<Item = ValueId>) -> Span {
