@@ -214,6 +214,8 @@ fn the_class_has_several_forms() {
     for class in [&b"N"[..], b"N\x85", b"NN\x86", b"K\x01K\x01\x86N\x86", b"U\x01aU\x01b\x86"] {
         check(class, &[b"N"], Err(ObjectError::NoClass));
     }
+    check(&[LONG_TREE, b"\x85"].concat(), &[b"N"], Err(ObjectError::NoClass));
+    check(&[LONG_TREE, b"NN\x87"].concat(), &[b"N"], Err(ObjectError::NoClass));
     let unknown = Object::Other(ClassName { module: "wendelin.bigfile.file_zodb", name: "ZBlk2" });
     check(b"cwendelin.bigfile.file_zodb\nZBlk2\n", &[b"N"], Ok(unknown));
     check(
