@@ -5,6 +5,8 @@
 //! written through ZODB.
 
 pub mod filestorage;
+pub mod objects;
+pub mod pickle;
 
 use std::fmt;
 use std::str::FromStr;
