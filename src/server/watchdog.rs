@@ -17,8 +17,11 @@ use crate::watch::Fault;
 const INTERVAL: Duration = Duration::from_millis(50);
 /// While somebody is to die.
 const INTERVAL_KILLING: Duration = Duration::from_millis(5);
-/// Looking for signals may take this part of the time.
+/// Looking for signals may take this part of the time,
 const LOOKING_SHARE: u32 = 50;
+/// but who is killed does not wait longer than so for the next look, also where looking took long because the machine
+/// is busy.
+const LOOKING_INTERVAL_MAX: Duration = Duration::from_millis(200);
 /// An unkillable process is told about this often.
 const COMPLAIN_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -178,9 +181,14 @@ pub(super) fn run(server: &Arc<Server>) {
         if now >= look_at {
             server.interrupt_signalled();
             let took = server.options.clock.monotonic().saturating_sub(now);
-            look_at = now + INTERVAL.max(took * LOOKING_SHARE);
+            look_at = now + next_look(took);
         }
     }
+}
+
+/// How long after a look at signals that took so long the next one is.
+fn next_look(took: Duration) -> Duration {
+    took.saturating_mul(LOOKING_SHARE).clamp(INTERVAL, LOOKING_INTERVAL_MAX)
 }
 
 /// Waits until it is time to look again; while nothing is to be looked after, until that changes. `false`: the server
@@ -211,5 +219,19 @@ impl Server {
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         self.watchdog_moved.notify_all();
         drop(queue);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_that_took_long_puts_the_next_one_off_for_a_moment_only() {
+        let ms = Duration::from_millis;
+        assert_eq!(
+            [ms(0), ms(2), ms(700), Duration::MAX].map(next_look),
+            [ms(50), ms(100), ms(200), ms(200)]
+        );
     }
 }
