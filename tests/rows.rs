@@ -10,20 +10,22 @@
 //! | 6 | a block that becomes a hole has changed |
 //! | 7 | reads behind the end of `head/at`, the empty state and nonsense hurt nobody |
 //! | 8 | the size is that of the revision, also when the file shrinks |
+//! | 9 | an end of one file is told to who watches it, and to nobody else |
 //! | 10 | a READ that is given up fails no other |
 //! | 11 | revisions that were looked at hold no descriptor (when they are freed is not shown: the kernel decides) |
 //! | 12 | an idle watch needs no history in memory |
 //! | 13 | history reaches back to before the server's start |
 //! | 14 | one server a mount point, any number a store |
+//! | 15 | a store that is lost for a while is served on |
 //! | 16 | a READ is answered with its range |
+//! | 17 | nothing of a changed block is read or kept for nobody |
 //! | 18 | pins of neighbours come in one frame, for who can |
 //! | 19 | a stop leaves no mount, and tells the clients |
 //! | 20 | statistics are there while everything waits |
 //!
-//! Not here: 9, for a file that was removed goes on being read by who has it open, as a local one; 15, a storage that
-//! is lost and awaited (a store has to be a directory; that a broken one is shown and mended is in `stop.rs`); 17, for
-//! nothing of an old block is kept: its revision is read from the store. Of 12, the bound of what was read is in
-//! `server/tracking`; of 20, histograms are in `isolation.rs`.
+//! Of 9, handles of a file that was removed go on being read, as those of a local one do, where the design has ESTALE. Of
+//! 15, reads wait for no storage that is away: a store is a directory, and one that is away may be so for ever. Of 12,
+//! the bound of what was read is in `server/tracking`; of 20, histograms are in `isolation.rs`.
 
 #![allow(clippy::unwrap_used)] // a failed step is a failed test
 

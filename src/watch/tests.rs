@@ -22,6 +22,7 @@ use revfs_protocol::{BlockIndex, BlockSpan, FileId, PinTo, ServerMessage, Stream
 use super::*;
 
 mod frames;
+mod noise;
 
 const BLOCKS: usize = 8;
 /// Pages of a block: another READ may ask for the other one while the first waits.

@@ -4,8 +4,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use crate::live::{no_fuse, wait_until};
-use crate::mapping::PAGE;
+use crate::link::file_id;
+use crate::live::{Place, no_fuse, wait_until};
+use crate::mapping::{Mapping, PAGE};
 use crate::stage::{BLOCK, Stage, commit_file, filled};
 use rustix::fs::{Advice, fadvise};
 use rustix::io::Errno;
@@ -87,6 +88,78 @@ fn row_07_no_path_and_no_offset_hurts_the_server() {
     link.expect_quiet();
     assert!(stage.read() == filled(&[1]));
     drop((at, link));
+    stage.end();
+}
+
+#[test]
+fn row_09_an_end_of_one_file_is_told_to_who_watches_it_and_to_nobody_else() {
+    if no_fuse("row_09") {
+        return;
+    }
+    let (stage, t1) = Stage::new(&[1, 1]);
+    let t2 = commit_file(&stage.place, "b", &[2]);
+    stage.live.wait(&t2);
+    let (gone, b) = (stage.file(), file_id(&stage.live.head("b")));
+    let mut link = stage.watching(&t1);
+    let (pins, answer) = link.ask_and_ack(&format!("watch {b} @{t2}"));
+    assert_eq!((pins.len(), answer.as_str()), (0, "ok"));
+    let old = File::open(stage.live.head("a")).unwrap();
+    // Removed, and made anew under the same name: another file.
+    stage.place.ok(&["rm", "s", "a"]);
+    let t4 = stage.commit(&[4, 4]);
+    assert_ne!(stage.file(), gone);
+    let (pins, answer) = link.ask_and_ack(&format!("watch {gone} @{t4}"));
+    assert_eq!(pins.len(), 0);
+    assert!(answer.starts_with("error setup watch"), "{answer}");
+    let (pins, answer) = link.ask_and_ack(&format!("watch {b} @{t4}"));
+    assert_eq!((pins.len(), answer.as_str()), (0, "ok"), "the link and its other watches live");
+    // Who has the old one open goes on reading it, as on a local disk.
+    let mut first = [0; 1];
+    old.read_exact_at(&mut first, BLOCK as u64).unwrap();
+    assert_eq!((first[0], stage.read() == filled(&[4, 4])), (1, true));
+    drop((link, old));
+    stage.end();
+}
+
+#[test]
+fn row_15_a_store_that_is_lost_for_a_while_is_served_on() {
+    if no_fuse("row_15") {
+        return;
+    }
+    let place = Place::new();
+    let t1 = commit_file(&place, "a", &[1, 1]);
+    let t2 = commit_file(&place, "b", &[2, 2]);
+    let live = place.mount();
+    assert!(fs::read(live.head("a")).unwrap() == filled(&[1, 1]));
+    fs::rename(place.path("s"), place.path("away")).unwrap();
+    // What is cached stays, and what is not is an error: never other bytes, and the server lives.
+    assert!(fs::read(live.head("a")).unwrap() == filled(&[1, 1]));
+    assert_eq!(fs::read(live.head("b")).map_err(|error| Errno::from_io_error(&error)), Err(Some(Errno::IO)));
+    assert_eq!(live.at(), t2);
+    fs::rename(place.path("away"), place.path("s")).unwrap();
+    assert!(fs::read(live.head("b")).unwrap() == filled(&[2, 2]));
+    let t3 = commit_file(&place, "a", &[1, 3]);
+    live.wait(&t3);
+    assert!(fs::read(live.head("a")).unwrap() == filled(&[1, 3]));
+    assert!(fs::read(live.rev(&t1, "a")).unwrap() == filled(&[1, 1]));
+    place.ok(&["umount", "m"]);
+    place.expect_nothing_left();
+}
+
+#[test]
+fn row_17_nothing_of_a_changed_block_is_read_or_kept_for_nobody() {
+    if no_fuse("row_17") {
+        return;
+    }
+    let (stage, t1) = Stage::new(&[1, 1]);
+    assert!(stage.read() == filled(&[1, 1]));
+    let reads = stage.live.stat("reads");
+    stage.commit(&[1, 2]);
+    assert_eq!(stage.live.stat("reads"), reads);
+    let old = Mapping::new(&stage.live.rev(&t1, "a"), 2 * BLOCK);
+    assert!(old.cached().iter().all(|cached| !cached), "nobody asked for it");
+    assert_eq!((old.at(BLOCK), stage.touch(1)), (1, 2));
+    drop(old);
     stage.end();
 }
 
