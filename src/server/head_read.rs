@@ -229,10 +229,11 @@ impl Server {
         revs: &[(BlockSpan, Tid)],
         wait: WaitId,
     ) {
+        let pid = link.process.pid();
         loop {
             let need = link.with(self, |state, _| {
                 let need = state.read_begin(file, revs, wait);
-                self.parked.add(wait, need.as_ref().map_or(0, |need| need.waits));
+                self.parked.add(wait, need.as_ref().map_or(0, |need| need.waits), pid);
                 need
             });
             let Some(ReadNeed { at, serial, unknown, .. }) = need else { return };
@@ -248,7 +249,7 @@ impl Server {
             let now = self.options.clock.monotonic();
             let pinned = link.with(self, |state, actions| {
                 let pinned = state.read_pin(now, (file, serial), &targets, wait, actions);
-                self.parked.add(wait, pinned.unwrap_or(0));
+                self.parked.add(wait, pinned.unwrap_or(0), pid);
                 pinned
             });
             if pinned.is_ok() {

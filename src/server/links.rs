@@ -46,6 +46,8 @@ struct Reader {
 pub struct WatchLink {
     pub(super) id: LinkId,
     pub(super) process: Arc<dyn ClientProcess>,
+    /// When a READ of its process was last seen to wait for others, ns; 0: never.
+    pub(super) held_at: AtomicU64,
     // Rule 5: covers the state of each watch, the decision to pin, the pins and the frames. Nothing is sent, waited
     // for or locked under it but the leaf locks of `parked`.
     state: Mutex<State>,
@@ -85,6 +87,11 @@ impl WatchLink {
     /// Counts of what it has.
     pub(super) fn stats(&self) -> LinkStats {
         self.state().link.stats()
+    }
+
+    /// Whether a pin is overdue.
+    pub(super) fn is_late(&self, now: Duration) -> bool {
+        self.state().link.due().is_some_and(|due| due <= now)
     }
 
     /// What it has, for who looks.
@@ -221,7 +228,7 @@ impl Server {
         let id = LinkId(self.links.last.fetch_add(1, Ordering::Relaxed) + 1);
         let options = LinkOptions { pin_timeout: self.options.pin_timeout, ..LinkOptions::default() };
         let state = Mutex::new(State { link: Link::new(options), readers: VecDeque::new() });
-        let link = Arc::new(WatchLink { id, process, state });
+        let link = Arc::new(WatchLink { id, process, held_at: AtomicU64::new(0), state });
         self.links.open().insert(id, Arc::clone(&link));
         self.wake_watchdog();
         Stats::add(&self.stats.links_opened, 1);
@@ -307,7 +314,7 @@ impl Server {
                 Action::Readable => readable = true,
                 Action::Setup(request) => self.setup_asked(link, request),
                 Action::GiveUp(request) => self.setups.give_up(link.id, &request),
-                Action::Release(wait) => self.parked.release(wait),
+                Action::Release(wait) => self.parked.release(wait, link.process.pid()),
                 Action::Unregister { file, serial } => self.links.unregister(file, link.id, serial),
                 Action::Kill(fault) => self.accuse(link, fault),
                 Action::Acked(took) => self.stats.times.pin.observe(took),

@@ -32,6 +32,8 @@ struct Waiting {
     /// Acks to come, and one while the READ is still adding to them. Each is added under the mutex of its link, so none
     /// is counted before it is waited for.
     acks: usize,
+    /// Of them those of each process.
+    owing: Vec<(u32, usize)>,
     /// How it ended before it was said what is to be done then.
     ended: Option<Outcome>,
     on_end: Option<OnEnd>,
@@ -93,21 +95,31 @@ impl Parked {
         let mut reads = self.reads();
         reads.last += 1;
         let wait = WaitId(reads.last);
-        reads.waiting.insert(wait, Waiting { thread, acks: 1, ended: None, on_end: None });
+        let waiting = Waiting { thread, acks: 1, owing: Vec::new(), ended: None, on_end: None };
+        reads.waiting.insert(wait, waiting);
         wait
     }
 
-    /// It waits for so many acks more.
-    pub(super) fn add(&self, wait: WaitId, acks: usize) {
-        if let Some(waiting) = self.reads().waiting.get_mut(&wait) {
+    /// It waits for so many acks more, of a process.
+    pub(super) fn add(&self, wait: WaitId, acks: usize, pid: u32) {
+        if acks > 0
+            && let Some(waiting) = self.reads().waiting.get_mut(&wait)
+        {
             waiting.acks += acks;
+            waiting.owing.push((pid, acks));
         }
     }
 
-    /// One ack less.
-    pub(super) fn release(&self, wait: WaitId) {
+    /// One ack less, of a process.
+    pub(super) fn release(&self, wait: WaitId, pid: u32) {
         let mut reads = self.reads();
         let Some(waiting) = reads.waiting.get_mut(&wait) else { return };
+        if let Some(index) = waiting.owing.iter().position(|(of, _)| *of == pid) {
+            waiting.owing[index].1 -= 1;
+            if waiting.owing[index].1 == 0 {
+                waiting.owing.swap_remove(index);
+            }
+        }
         waiting.acks = waiting.acks.saturating_sub(1);
         if waiting.acks == 0 {
             end(reads, wait, Outcome::Go);
@@ -164,6 +176,18 @@ impl Parked {
         }
     }
 
+    /// Whether a READ that a thread of `pid` issued waits for the ack of another process. `pid_of` answers whose a
+    /// thread is.
+    pub(super) fn is_held(&self, pid: u32, pid_of: impl Fn(u32) -> Option<u32>) -> bool {
+        let by_others = |waiting: &&Waiting| {
+            waiting.thread != NO_THREAD && waiting.owing.iter().any(|(of, _)| *of != pid)
+        };
+        let threads: Vec<u32> =
+            self.reads().waiting.values().filter(by_others).map(|waiting| waiting.thread).collect();
+        // Not under the lock: it looks into /proc.
+        threads.into_iter().any(|thread| pid_of(thread) == Some(pid))
+    }
+
     /// How many READs wait.
     pub(super) fn count(&self) -> usize {
         let reads = |waiting: &&Waiting| waiting.thread != NO_THREAD && waiting.ended.is_none();
@@ -194,7 +218,7 @@ mod tests {
     /// A wait of thread 7 for so many acks, and what it ended with.
     fn wait(parked: &Parked, acks: usize) -> (WaitId, OnEnd, mpsc::Receiver<Outcome>) {
         let wait = parked.begin(7);
-        parked.add(wait, acks);
+        parked.add(wait, acks, 1);
         let (ended, over) = mpsc::channel();
         (wait, Box::new(move |outcome| ended.send(outcome).unwrap()), over)
     }
@@ -205,11 +229,11 @@ mod tests {
         let (free, _, _) = wait(&parked, 0);
         assert!(!parked.settle(free), "nobody was asked");
         let (late, then, over) = wait(&parked, 2);
-        parked.release(late);
+        parked.release(late, 1);
         assert!(parked.settle(late));
         parked.on_end(late, then);
         assert_eq!((over.try_recv(), parked.count()), (Err(mpsc::TryRecvError::Empty), 1));
-        parked.release(late);
+        parked.release(late, 1);
         assert_eq!((over.recv(), parked.count()), (Ok(Outcome::Go), 0));
         parked.end_of(|_| true);
         assert!(over.recv().is_err(), "it is over");
@@ -218,7 +242,7 @@ mod tests {
         parked.end_of(|thread| thread == 8);
         parked.on_end(barred, then);
         parked.end_of(|thread| thread == 7);
-        parked.release(barred);
+        parked.release(barred, 1);
         assert_eq!((over.recv(), over.recv().is_err()), (Ok(Outcome::Barred), true));
         assert!(parked.reads().waiting.is_empty());
     }
@@ -228,7 +252,7 @@ mod tests {
         let parked = Parked::default();
         let (acked, then, over) = wait(&parked, 1);
         assert!(parked.settle(acked));
-        parked.release(acked);
+        parked.release(acked, 1);
         assert_eq!(parked.count(), 0);
         parked.on_end(acked, then);
         assert_eq!(over.recv(), Ok(Outcome::Go));
@@ -239,6 +263,20 @@ mod tests {
         parked.on_end(barred, then);
         assert_eq!(over.recv(), Ok(Outcome::Barred));
         assert!(parked.reads().waiting.is_empty());
+    }
+
+    #[test]
+    fn a_process_is_held_by_the_acks_of_others_only() {
+        let parked = Parked::default();
+        let (held, _, _) = wait(&parked, 2);
+        parked.add(held, 1, 2);
+        let is_held = |pid| parked.is_held(pid, |thread| Some(thread / 7));
+        assert_eq!([is_held(1), is_held(2)], [true, false], "thread 7 is of process 1");
+        parked.release(held, 2);
+        assert!(!is_held(1), "what is left is its own");
+        parked.release(held, 1);
+        parked.release(held, 1);
+        assert!(!is_held(1));
     }
 
     #[test]

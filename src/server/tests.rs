@@ -15,6 +15,8 @@ use common::{BLOCK, Edit, ScriptedStore};
 #[path = "../../tests/common/store.rs"]
 mod common;
 mod interleave;
+mod late;
+mod people;
 
 /// No wait of a test lasts as long, unless what it waits for never comes.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -6,6 +6,7 @@
 //! for signals that wait for who reads a link or waits in a READ.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ use crate::watch::Fault;
 const INTERVAL: Duration = Duration::from_millis(50);
 /// While somebody is to die.
 const INTERVAL_KILLING: Duration = Duration::from_millis(5);
+/// Part of the pin timeout after which SIGKILL follows SIGBUS.
+const KILL_PART: u32 = 6;
 /// Looking for signals may take this part of the time,
 const LOOKING_SHARE: u32 = 50;
 /// but who is killed does not wait longer than so for the next look, also where looking took long because the machine
@@ -118,7 +121,7 @@ impl Server {
                 told(process.send_bus());
                 accused.step = Step::Bus(now);
             }
-            Step::Bus(then) if now.saturating_sub(then) >= timeout / 6 => {
+            Step::Bus(then) if now.saturating_sub(then) >= timeout / KILL_PART => {
                 self.condemn(pid);
                 told(process.send_kill());
                 accused.step = Step::Kill(now);
@@ -142,6 +145,32 @@ impl Server {
             self.victims.store(Arc::new(victims));
         }
         self.end_reads_of(&[pid]);
+    }
+
+    /// The time at which the pins of a link count as late or not: now, or an earlier one while its process cannot map
+    /// anything through the fault of another one.
+    ///
+    /// A page fault that the kernel tries a second time waits for its READ under the lock that its process needs to
+    /// map anything; if that READ waits for another client, which may be stuck, nobody in the process can obey a pin.
+    /// So the process gets the time that the other one may take until it is dead, and some to obey. Not more: two that
+    /// wait for each other both have to go in the end.
+    fn judged_at(&self, link: &WatchLink, now: Duration) -> Duration {
+        if !link.is_late(now) {
+            return now;
+        }
+        let pid = link.process.pid();
+        let now_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let is_held = || self.processes().is_ok_and(|p| self.parked.is_held(pid, |thread| p.pid_of(thread)));
+        if is_held() {
+            link.held_at.store(now_ns.max(1), Ordering::Relaxed);
+        }
+        let held_at = link.held_at.load(Ordering::Relaxed);
+        let timeout = self.options.pin_timeout;
+        let to_die = timeout / KILL_PART;
+        if held_at == 0 || Duration::from_nanos(now_ns.saturating_sub(held_at)) > to_die {
+            return now;
+        }
+        now.saturating_sub(timeout + to_die * 2)
     }
 
     /// Lets the parked READs of processes fail.
@@ -172,9 +201,10 @@ pub(super) fn run(server: &Arc<Server>) {
             // Looked at before its pins: who is gone is not late with them.
             let process = Arc::as_ptr(&link.process).cast::<()>();
             let gone = *looked_at.entry(process).or_insert_with(|| link.process.is_gone());
+            let judged_at = if gone { now } else { server.judged_at(&link, now) };
             link.with(server, |state, actions| match gone {
                 true => state.opener_exited(actions),
-                false => state.tick(now, actions),
+                false => state.tick(judged_at, actions),
             });
         }
         server.prosecute();

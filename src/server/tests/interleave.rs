@@ -127,49 +127,6 @@ impl KernelCache for Cache {
     fn invalidate_root(&self) {}
 }
 
-#[derive(Debug)]
-struct Someone(u32);
-
-impl ClientProcess for Someone {
-    fn pid(&self) -> u32 {
-        self.0
-    }
-    fn name(&self) -> String {
-        "someone".to_owned()
-    }
-    fn is_gone(&self) -> bool {
-        false
-    }
-    fn send_bus(&self) -> Result<(), String> {
-        Ok(())
-    }
-    fn send_kill(&self) -> Result<(), String> {
-        Ok(())
-    }
-}
-
-/// Each thread is a process.
-#[derive(Debug)]
-struct Everybody;
-
-impl Processes for Everybody {
-    fn client_of(&self, thread: u32) -> Result<Arc<dyn ClientProcess>, String> {
-        Ok(Arc::new(Someone(thread)))
-    }
-    fn pid_of(&self, thread: u32) -> Option<u32> {
-        Some(thread)
-    }
-    fn is_signalled(&self, _thread: u32) -> bool {
-        false
-    }
-    fn all_others_run(&self) -> bool {
-        true
-    }
-    fn is_dying(&self, _thread: u32) -> bool {
-        false
-    }
-}
-
 /// The threads of the client.
 const CLIENT: u32 = 2;
 
@@ -305,7 +262,7 @@ fn run(watched: bool, read: &[u64], (first, second): (Op, Op), access: usize) ->
     store.commit(put.0, &[Edit::Put("a", blocks(put.0 as u8, BLOCKS))]);
     let _ = store.refresh();
     let runtime = runtime();
-    let options = options(&runtime, &ManualClock::at(START), Some(Arc::new(Everybody)));
+    let options = options(&runtime, &ManualClock::at(START), Some(Arc::new(people::Everybody::default())));
     let server = Server::new(Arc::clone(&store) as Arc<dyn Store>, options);
     let outside = Arc::new(Outside::default());
     let cache = Cache { outside: Arc::clone(&outside), store: Arc::clone(&store) };

@@ -1,0 +1,142 @@
+//! Who is late with an ack because another client is.
+
+use super::people::Everybody;
+use super::*;
+
+/// It obeys, if it can: a page fault of it may keep it from mapping anything.
+const GOOD: u32 = 2;
+/// It never answers.
+const BAD: u32 = 3;
+const READER: u32 = 9;
+
+struct Scene {
+    server: Arc<Server>,
+    threads: ServerThreads,
+    everybody: Everybody,
+    clock: Arc<ManualClock>,
+    good: Arc<WatchLink>,
+    file: FileId,
+    answered: Receiver<u8>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Scene {
+    /// Both owe a pin of block 0, of which a READ waits. If `faults`, so does a READ of block 1 by the one that obeys.
+    fn new(faults: bool) -> Scene {
+        let store = ScriptedStore::new();
+        store.commit(10, &[Edit::Put("a", blocks(1, 4))]);
+        let _ = store.refresh();
+        let (runtime, clock, everybody) = (runtime(), ManualClock::at(START), Everybody::default());
+        let options = options(&runtime, &clock, Some(Arc::new(everybody.clone())));
+        let server = Server::new(Arc::clone(&store) as Arc<dyn Store>, options);
+        let threads = server.start().unwrap();
+        let file = store.file_id("a");
+        let links = [GOOD, BAD].map(|thread| server.open_link(thread).unwrap());
+        for (link, thread) in links.iter().zip([GOOD, BAD]) {
+            let watch = format!("1 watch {file} @{}\n", Tid::from_raw(10));
+            server.write_link(link, thread, watch.as_bytes()).unwrap();
+            assert_eq!(hear(&server, link, thread), "1 ok\n");
+        }
+        store.commit(20, &[Edit::Write("a", 0, blocks(2, 2))]);
+        assert!(server.wait_shown(Tid::from_raw(20), PATIENCE));
+        let (sender, answered) = channel();
+        let faulted = if faults { &[(READER, 0), (GOOD, 1)][..] } else { &[(READER, 0)] };
+        for (thread, block) in faulted {
+            let sender = sender.clone();
+            server.read_head(file, (block * BLOCK, 1), *thread, move |bytes| {
+                let _ = sender.send(bytes.map_or(0, |bytes| bytes[0]));
+            });
+        }
+        let [good, _bad] = links;
+        Scene { server, threads, everybody, clock, good, file, answered, _runtime: runtime }
+    }
+
+    fn wait_until(&self, what: &str, until: impl Fn(&people::Known) -> bool) {
+        let clock = env::SystemClock::shared();
+        let end = clock.monotonic() + PATIENCE;
+        while !until(&self.everybody.0.lock().unwrap()) {
+            assert!(clock.monotonic() < end, "{what}: never");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Lets time pass, and the watchdog look at everybody twice.
+    fn pass(&self, time: Duration) {
+        self.clock.advance(time);
+        let looks = |known: &people::Known| known.looks.get(&GOOD).copied().unwrap_or(0);
+        let before = looks(&self.everybody.0.lock().unwrap());
+        let looked = |known: &people::Known| looks(known) >= before + 3;
+        self.wait_until("a look", looked);
+    }
+
+    fn signalled(&self) -> Vec<u32> {
+        self.everybody.0.lock().unwrap().signalled.iter().copied().collect()
+    }
+}
+
+/// What a link says next.
+fn hear(server: &Arc<Server>, link: &Arc<WatchLink>, thread: u32) -> String {
+    let (sender, heard) = channel();
+    server.read_link(link, thread, 4096, Box::new(move |read| sender.send(read).unwrap()));
+    match heard.recv_timeout(PATIENCE).unwrap() {
+        LinkRead::Bytes(bytes) => String::from_utf8(bytes).unwrap(),
+        LinkRead::Interrupted => panic!("no signal was sent"),
+    }
+}
+
+#[test]
+fn who_is_late_is_accused() {
+    let scene = Scene::new(false);
+    scene.pass(PATIENCE - Duration::from_secs(1));
+    assert_eq!(scene.signalled(), [] as [u32; 0]);
+    scene.clock.advance(Duration::from_secs(1));
+    scene.wait_until("both are", |known| known.signalled.contains(&GOOD) && known.signalled.contains(&BAD));
+    scene.everybody.0.lock().unwrap().dead.extend([GOOD, BAD]);
+    assert_eq!(scene.answered.recv_timeout(PATIENCE), Ok(2));
+    scene.threads.stop();
+}
+
+#[test]
+fn who_is_late_because_its_page_fault_waits_for_another_client_gets_time_until_that_is_dead() {
+    let scene = Scene::new(true);
+    scene.clock.advance(PATIENCE);
+    scene.wait_until("it is", |known| known.signalled.contains(&BAD));
+    scene.pass(PATIENCE / 6);
+    assert_eq!(scene.signalled(), [BAD]);
+    // Its end lets the page fault go, but for the pins of the one that could not map.
+    scene.everybody.0.lock().unwrap().dead.insert(BAD);
+    scene.wait_until("its end is seen", |_| scene.server.kills() == 1);
+    scene.pass(PATIENCE / 7);
+    assert_eq!(hear(&scene.server, &scene.good, GOOD).lines().count(), 2);
+    scene.server.write_link(&scene.good, GOOD, b"2 ack\n4 ack\n").unwrap();
+    assert_eq!([scene.answered.recv_timeout(PATIENCE), scene.answered.recv_timeout(PATIENCE)], [Ok(2); 2]);
+    scene.pass(PATIENCE * 9);
+    assert_eq!((scene.signalled(), scene.server.kills()), (vec![BAD], 1));
+    scene.threads.stop();
+}
+
+#[test]
+fn who_is_late_although_nobody_holds_it_any_more_is_accused() {
+    let scene = Scene::new(true);
+    scene.clock.advance(PATIENCE);
+    scene.wait_until("it is", |known| known.signalled.contains(&BAD));
+    scene.everybody.0.lock().unwrap().dead.insert(BAD);
+    scene.wait_until("its end is seen", |_| scene.server.kills() == 1);
+    scene.clock.advance(PATIENCE / 5);
+    scene.wait_until("it is, too", |known| known.signalled.contains(&GOOD));
+    scene.everybody.0.lock().unwrap().dead.insert(GOOD);
+    scene.threads.stop();
+}
+
+#[test]
+fn two_that_wait_for_each_other_are_both_accused_in_the_end() {
+    let scene = Scene::new(true);
+    let file = scene.file;
+    scene.server.read_head(file, (BLOCK, 1), BAD, |_| {});
+    scene.pass(PATIENCE * 2);
+    assert_eq!(scene.signalled(), [] as [u32; 0], "each is held by the other one");
+    scene.clock.advance(PATIENCE / 2);
+    scene.wait_until("both are", |known| known.signalled.contains(&GOOD) && known.signalled.contains(&BAD));
+    scene.everybody.0.lock().unwrap().dead.extend([GOOD, BAD]);
+    scene.threads.stop();
+}
