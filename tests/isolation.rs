@@ -209,7 +209,8 @@ fn the_command_watch_shows_pins_as_they_come() {
     commit_shown(&place, &live, &[2, 3, 2, 2]);
     read(live.root(), "head", "a");
     assert_eq!(next(), format!("pin  block 1  @{t1}"));
-    signal_to(child.0.id(), rustix::process::Signal::INT);
+    // Not SIGINT: what a shell runs in the background ignores it.
+    signal_to(child.0.id(), rustix::process::Signal::TERM);
     end_of(&mut child.0, SOON);
     place.fails(&["watch", "m", "nothing"], 3, "m/head/bigfile/nothing: No such file");
     place.fails(&["watch", "m", "a", "--at", "nothing"], 3, "m/@nothing: No such file");

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use crate::live::SOON;
 
@@ -152,6 +152,9 @@ impl Movable {
         let start = unsafe {
             mmap(std::ptr::null_mut(), len, ProtFlags::READ, MapFlags::SHARED, &file, 0).unwrap().cast::<u8>()
         };
+        // A page fault reads its page and no more: else it depends on what is cached for which pins it waits.
+        // SAFETY: changes no byte of what was just mapped.
+        unsafe { madvise(start.cast(), len, Advice::Random).unwrap() };
         Movable { root: root.to_owned(), file: file_id(&path), start, block, blocks }
     }
 
