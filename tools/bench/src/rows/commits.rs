@@ -42,9 +42,15 @@ const NEW: RowSpec = rate(
 );
 const BLOCKS: RowSpec = rate(
     "commit-blocks",
-    "commit of 100 random 2 MiB blocks of a 4 GiB file, write_shared(range)",
+    "commit of 100 random 2 MiB blocks of a 4 GiB file, write(range)",
     "pwrite + fdatasync of the same blocks",
     Target::AtLeast(0.7),
+);
+const BLOCKS_SHARED: RowSpec = rate(
+    "commit-blocks-shared",
+    "the same with write_shared(range), which copies nothing",
+    "pwrite + fdatasync of the same blocks",
+    Target::None,
 );
 const CHANGED: RowSpec = rate(
     "commit-changed",
@@ -60,7 +66,7 @@ const CHANGED_WARM: RowSpec = rate(
 );
 
 /// The rows of this group.
-pub const ROWS: [RowSpec; 4] = [NEW, BLOCKS, CHANGED, CHANGED_WARM];
+pub const ROWS: [RowSpec; 5] = [NEW, BLOCKS, BLOCKS_SHARED, CHANGED, CHANGED_WARM];
 
 /// A plain file, and a store that has it as `x`.
 struct Files<'r> {
@@ -88,13 +94,14 @@ pub fn run(bench: &mut Bench, folder: &Folder) -> Result<()> {
     };
     data::write_file(&files.source, files.blocks, files.seed)?;
     bench.row(&NEW, |row| files.commit_new(row));
-    if ![BLOCKS, CHANGED, CHANGED_WARM].iter().any(|spec| bench.wants(spec)) {
+    if ![BLOCKS, BLOCKS_SHARED, CHANGED, CHANGED_WARM].iter().any(|spec| bench.wants(spec)) {
         return Ok(());
     }
     files.revfs.init(&files.store)?;
     files.revfs.commit(&files.store, "x", &files.source)?;
     let count = bench.count(RANDOM_BLOCKS).min(files.blocks);
-    bench.row(&BLOCKS, |row| files.commit_blocks(row, count));
+    bench.row(&BLOCKS, |row| files.commit_blocks(row, count, false));
+    bench.row(&BLOCKS_SHARED, |row| files.commit_blocks(row, count, true));
     bench.row(&CHANGED, |row| files.commit_changed(row, false));
     bench.row(&CHANGED_WARM, |row| files.commit_changed(row, true));
     Ok(())
@@ -133,7 +140,7 @@ impl Files<'_> {
         })
     }
 
-    fn commit_blocks(&self, row: &mut Row, count: u64) -> Result<Vec<Pair>> {
+    fn commit_blocks(&self, row: &mut Row, count: u64, shared: bool) -> Result<Vec<Pair>> {
         row.note(format!("{count} blocks at random places from seed {}", self.seed));
         let runtime = super::small::runtime()?;
         let store = NativeStore::open(&self.store, OpenOptions::default()).of_store("open")?;
@@ -147,9 +154,9 @@ impl Files<'_> {
             rustix::fs::sync();
             let took = match side {
                 Side::Ours => {
-                    let shared = Bytes::from(std::mem::take(&mut data));
-                    let took = commit_ranges(&runtime, &store, &places, &shared)?;
-                    data = Vec::from(shared);
+                    let bytes = Bytes::from(std::mem::take(&mut data));
+                    let took = commit_ranges(&runtime, &store, &places, (&bytes, shared))?;
+                    data = Vec::from(bytes);
                     took
                 }
                 Side::Baseline => {
@@ -232,14 +239,17 @@ fn commit_ranges(
     runtime: &Runtime,
     store: &Arc<NativeStore>,
     places: &[u64],
-    data: &Bytes,
+    (data, shared): (&Bytes, bool),
 ) -> Result<Duration> {
     let commit = async || -> std::result::Result<u64, CommitError> {
         let mut transaction = store.begin(None)?;
         let file = transaction.lookup(b"x")?.unwrap_or(FileId::from_raw(0));
         for (block, start) in places.iter().zip((0..data.len()).step_by(BLOCK as usize)) {
             let (at, bytes) = (block * BLOCK, data.slice(start..start + BLOCK as usize));
-            transaction.write_shared(file, at..at + BLOCK, bytes).await?;
+            match shared {
+                true => transaction.write_shared(file, at..at + BLOCK, bytes).await?,
+                false => transaction.write(file, at..at + BLOCK, &bytes).await?,
+            }
         }
         transaction.commit().await.map(|committed| committed.seq)
     };
