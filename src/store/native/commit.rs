@@ -20,10 +20,11 @@ pub use super::conflict::ConflictKind;
 use super::conflict::WriteSet;
 use super::edit::{FileEdit, Names};
 use super::extents::Placed;
-use super::pack::{BlockHash, block_hash, copy_and_hash, used_len};
+use super::pack::{BlockHash, block_hash, used_len};
 use super::record::{FILE_BYTES_MAX, Place};
 use super::sink::Sink;
 use crate::env;
+use crate::store::buffer::BUFFER_ALIGN;
 use crate::store::{BlockData, BufferPool, Codec, FileMeta, Piece, PieceSource, ReadError, ReadTxn};
 pub use errors::{CommitError, CommitWarning, Committed};
 
@@ -277,7 +278,8 @@ impl Transaction {
         self.write_from(file, range, bytes, None).await
     }
 
-    /// The same with bytes that may be kept until they are written out: whole blocks are not copied.
+    /// The same with bytes that may be kept until they are written out: whole blocks that begin at a multiple of 4096 in
+    /// memory are not copied. Others are: copies are written past the page cache, which is worth more.
     ///
     /// # Errors
     /// As [`Transaction::write`].
@@ -355,12 +357,25 @@ impl Transaction {
             }
             return Ok(());
         }
-        for index in 0..hashes.len() as u64 {
-            self.unstage(file, first.raw() + index)?;
+        self.put_raw(file, first.raw(), data, block_size, Some(hashes)).await
+    }
+
+    /// Full blocks as they are, back to back.
+    async fn put_raw(
+        &mut self,
+        file: FileId,
+        first: u64,
+        data: Bytes,
+        block_size: BlockSize,
+        hashes: Option<&[BlockHash]>,
+    ) -> Result<(), CommitError> {
+        let count = data.len() as u64 / block_size.bytes();
+        for block in first..first + count {
+            self.unstage(file, block)?;
         }
         let place = self.sink.put_full(data, block_size, hashes).await?;
         self.settle();
-        self.edit(file)?.extents.insert(first.raw(), hashes.len() as u64, Placed::At(place));
+        self.edit(file)?.extents.insert(first, count, Placed::At(place));
         Ok(())
     }
 
@@ -408,34 +423,38 @@ impl Transaction {
         data: &[u8],
         shared: Option<Bytes>,
     ) -> Result<(), CommitError> {
-        let block_size = self.edit(file)?.block_size.bytes() as usize;
+        let block_size = self.edit(file)?.block_size;
         let used = used_len(data);
         if used == 0 {
             return self.put_hole(file, BlockIndex::new(block), BlockCount::new(1));
         }
-        if used > block_size / 2 {
-            let (whole, hash) = match shared {
-                Some(whole) => (whole, block_hash(data)),
-                None => self.copy_of(&data[..used], block_size),
-            };
-            return self.put_full(file, BlockIndex::new(block), whole, &[hash]).await;
+        if used as u64 > block_size.bytes() / 2 {
+            let kept = shared.filter(|shared| (shared.as_ptr() as usize).is_multiple_of(BUFFER_ALIGN));
+            let whole = kept.unwrap_or_else(|| self.copy_of(&data[..used], block_size));
+            if self.store.format.codec == Codec::Zstd {
+                let hash = block_hash(&whole);
+                return self.put_packable(file, block, whole, hash).await;
+            }
+            return self.put_raw(file, block, whole, block_size, None).await;
         }
         let (data, hash) = (Bytes::copy_from_slice(&data[..used]), block_hash(data));
         self.put_packable(file, block, data, hash).await
     }
 
-    /// A whole block that lives until it is written out, `used` and then zeros, and its hash.
-    fn copy_of(&self, used: &[u8], block_size: usize) -> (Bytes, BlockHash) {
+    /// A whole block that lives until it is written out: `used` and then zeros.
+    fn copy_of(&self, used: &[u8], block_size: BlockSize) -> Bytes {
+        let block_size = block_size.bytes() as usize;
         if block_size < POOLED_BLOCK_BYTES_MIN {
-            let mut whole = vec![0; block_size];
-            let hash = copy_and_hash(used, &mut whole[..used.len()]);
-            return (Bytes::from(whole), hash);
+            let mut whole = Vec::with_capacity(block_size);
+            whole.extend_from_slice(used);
+            whole.resize(block_size, 0);
+            return Bytes::from(whole);
         }
         let mut whole = self.copies.0.take(block_size);
         let (data, tail) = whole.split_at_mut(used.len());
-        let hash = copy_and_hash(used, data);
+        data.copy_from_slice(used);
         tail.fill(0);
-        (Bytes::from_owner(whole), hash)
+        Bytes::from_owner(whole)
     }
 
     async fn put_packable(

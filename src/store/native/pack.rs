@@ -35,18 +35,26 @@ pub fn block_hash(raw: &[u8]) -> BlockHash {
     hash.as_bytes().first_chunk().copied().unwrap_or_default()
 }
 
-/// Copies the raw bytes of a block and answers their [`block_hash`], `raw` being all in use: both in small
-/// steps, so that a block comes from memory once.
-pub fn copy_and_hash(raw: &[u8], copy: &mut [u8]) -> BlockHash {
-    const STEP_BYTES: usize = 64 << 10;
-    debug_assert_eq!(raw.len(), copy.len());
-    let mut hasher = blake3::Hasher::new();
-    for (from, to) in raw.chunks(STEP_BYTES).zip(copy.chunks_mut(STEP_BYTES)) {
-        hasher.update(from);
-        to.copy_from_slice(from);
+/// Blocks that lie in a pack already and whose hashes are owed to its footer: so that whoever writes them can compute
+/// these, and not the caller of the transaction.
+#[derive(Debug, Default)]
+pub struct Unhashed(Vec<(usize, Bytes)>);
+
+impl Unhashed {
+    /// Nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
-    hasher.finalize().as_bytes().first_chunk().copied().unwrap_or_default()
+
+    /// The hashes, for [`PackBuilder::set_hashes`].
+    pub fn hash(self) -> Hashed {
+        Hashed(self.0.into_iter().map(|(index, block)| (index, block_hash(&block))).collect())
+    }
 }
+
+/// Hashes and whose they are.
+#[derive(Debug, Default)]
+pub struct Hashed(Vec<(usize, BlockHash)>);
 
 /// Length without the zero tail.
 pub fn used_len(raw: &[u8]) -> usize {
@@ -71,6 +79,9 @@ pub struct PackBuilder {
     chunk: Crc32c,
     chunk_len: u64,
     hashes: Vec<(u64, BlockHash)>,
+    unhashed: Unhashed,
+    /// Hashes that were handed out to be computed and did not come back yet.
+    owed: usize,
 }
 
 impl PackBuilder {
@@ -89,13 +100,21 @@ impl PackBuilder {
         self.parts_len
     }
 
-    /// Adds full raw blocks, back to back in `data`; answers the offset of the first.
-    pub fn push_full(&mut self, data: Bytes, block_size: BlockSize, hashes: &[BlockHash]) -> u64 {
-        debug_assert_eq!(data.len() as u64, hashes.len() as u64 * block_size.bytes());
-        self.align(block_size.bytes().min(ALIGN_MAX));
+    /// Adds full raw blocks, back to back in `data`; answers the offset of the first. `hashes`: one for each, or `None`
+    /// to compute them later.
+    pub fn push_full(&mut self, data: Bytes, block_size: BlockSize, hashes: Option<&[BlockHash]>) -> u64 {
+        let step = block_size.bytes();
+        debug_assert_eq!(data.len() as u64 % step, 0);
+        debug_assert!(hashes.is_none_or(|hashes| hashes.len() as u64 * step == data.len() as u64));
+        self.align(step.min(ALIGN_MAX));
         let offset = self.data_len;
-        for (index, hash) in hashes.iter().enumerate() {
-            self.hashes.push((offset + index as u64 * block_size.bytes(), *hash));
+        for index in 0..data.len() / step as usize {
+            let hash = hashes.and_then(|hashes| hashes.get(index)).copied();
+            if hash.is_none() {
+                let block = data.slice(index * step as usize..(index + 1) * step as usize);
+                self.unhashed.0.push((self.hashes.len(), block));
+            }
+            self.hashes.push((offset + index as u64 * step, hash.unwrap_or_default()));
         }
         self.push(data);
         offset
@@ -116,8 +135,27 @@ impl PackBuilder {
         std::mem::take(&mut self.parts)
     }
 
-    /// Ends the pack: its footer is added to the parts.
+    /// Takes the blocks whose hashes are still to be computed. They must come back before the end.
+    pub fn take_unhashed(&mut self) -> Unhashed {
+        self.owed += self.unhashed.0.len();
+        std::mem::take(&mut self.unhashed)
+    }
+
+    /// Brings hashes of blocks that were taken.
+    pub fn set_hashes(&mut self, hashed: Hashed) {
+        for (index, hash) in hashed.0 {
+            if let Some(entry) = self.hashes.get_mut(index) {
+                entry.1 = hash;
+                self.owed -= 1;
+            }
+        }
+    }
+
+    /// Ends the pack: its footer is added to the parts. All hashes that were taken came back.
     pub fn finish(&mut self, uuid: Option<uuid::Uuid>) -> PackRef {
+        let rest = self.take_unhashed().hash();
+        self.set_hashes(rest);
+        debug_assert_eq!(self.owed, 0);
         let data_len = self.data_len;
         // Checksums cover the data, not the padding before the footer.
         if self.chunk_len > 0 {
@@ -210,8 +248,8 @@ mod tests {
         let mut builder = PackBuilder::default();
         let small = BlockSize::new(4096).unwrap();
         let large = BlockSize::new(2 << 20).unwrap();
-        assert_eq!(builder.push_full(Bytes::from(vec![1; 4096]), small, &[[1; 16]]), 0);
-        assert_eq!(builder.push_full(Bytes::from(vec![2; 2 << 20]), large, &[[2; 16]]), 2 << 20);
+        assert_eq!(builder.push_full(Bytes::from(vec![1; 4096]), small, Some(&[[1; 16]])), 0);
+        assert_eq!(builder.push_full(Bytes::from(vec![2; 2 << 20]), large, Some(&[[2; 16]])), 2 << 20);
         assert_eq!(builder.push_packed(Bytes::from_static(b"abc"), [3; 16]), 4 << 20);
         assert_eq!(builder.push_packed(Bytes::from_static(b"d"), [4; 16]), (4 << 20) + 8);
     }
@@ -236,12 +274,25 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_has_the_bytes_and_their_hash_at_any_length() {
-        let raw: Vec<u8> = (0..300_000u32).map(|n| (n % 251) as u8 + 1).collect();
-        for len in [1, 4096, 65_536, 65_537, 131_072, 300_000] {
-            let mut copy = vec![0; len];
-            assert_eq!(copy_and_hash(&raw[..len], &mut copy), block_hash(&raw[..len]), "{len}");
-            assert!(copy == raw[..len], "{len}");
+    fn hashes_may_come_later_in_any_order_or_at_the_end() {
+        let size = BlockSize::new(4096).unwrap();
+        let blocks: Vec<Vec<u8>> = (1..8u8).map(|byte| vec![byte; 4096]).collect();
+        let mut builder = PackBuilder::default();
+        builder.push_full(Bytes::from(blocks[..2].concat()), size, None);
+        let early = builder.take_unhashed();
+        builder.push_packed(Bytes::from_static(b"known"), [9; 16]);
+        builder.push_full(Bytes::from(blocks[2..4].concat()), size, None);
+        let late = builder.take_unhashed();
+        builder.push_full(Bytes::from(blocks[4..].concat()), size, None);
+        builder.set_hashes(late.hash());
+        builder.set_hashes(early.hash());
+        let pack = builder.finish(None);
+        let bytes = bytes_of(&mut builder);
+        let hashes = &bytes[pack.hashes_offset as usize..];
+        assert_eq!(find_hash(hashes, 8192), Some([9; 16]));
+        for (number, block) in blocks.iter().enumerate() {
+            let offset = if number < 2 { number } else { number + 1 } * 4096;
+            assert_eq!(find_hash(hashes, offset as u64), Some(block_hash(block)), "{number}");
         }
     }
 

@@ -12,7 +12,7 @@ use revfs_protocol::{BlockSize, FileId};
 
 use super::format::pack_object;
 use super::objects::Objects;
-use super::pack::{BlockHash, PACK_DATA_BYTES_MAX, PackBuilder};
+use super::pack::{BlockHash, Hashed, PACK_DATA_BYTES_MAX, PackBuilder, Unhashed};
 use super::record::{INLINE_BLOCKS_MAX, INLINE_BYTES_MAX, PackRef, Place};
 use crate::env;
 use crate::store::Codec;
@@ -22,7 +22,8 @@ const PARTS_IN_FLIGHT: usize = 3;
 /// Partial and compressed blocks that wait for the full ones to end, bytes.
 const TAIL_BYTES_MAX: usize = 32 << 20;
 
-type Part = tokio::task::JoinHandle<object_store::Result<()>>;
+/// A part on its way, which brings the hashes that it owed.
+type Part = tokio::task::JoinHandle<object_store::Result<Hashed>>;
 
 /// A block that gets its offset when the tail is written.
 struct TailBlock {
@@ -82,12 +83,13 @@ impl Sink {
         }
     }
 
-    /// Adds full raw blocks that lie back to back; answers the place of the first.
+    /// Adds full raw blocks that lie back to back; answers the place of the first. Hashes that are not given are computed
+    /// beside the caller.
     pub async fn put_full(
         &mut self,
         data: Bytes,
         block_size: BlockSize,
-        hashes: &[BlockHash],
+        hashes: Option<&[BlockHash]>,
     ) -> object_store::Result<Place> {
         self.make_room(data.len() as u64).await?;
         let pack = self.packs.len() as u32;
@@ -209,24 +211,29 @@ impl Sink {
             none => none.insert(self.objects.begin(&pack_object(current.uuid)).await?),
         };
         let part = upload.put_part(PutPayload::from_iter(current.builder.take_parts()));
+        let unhashed = current.builder.take_unhashed();
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => current.in_flight.push_back(runtime.spawn(part)),
-            Err(_) => part.await?,
+            Ok(runtime) => current.in_flight.push_back(runtime.spawn(async move {
+                let hashed = hash_beside(unhashed).await?;
+                part.await.map(|()| hashed)
+            })),
+            Err(_) => {
+                current.builder.set_hashes(unhashed.hash());
+                part.await?;
+            }
         }
-        while current.in_flight.len() > PARTS_IN_FLIGHT {
-            wait_for_part(&mut current.in_flight).await?;
-        }
-        Ok(())
+        current.wait_until_in_flight(PARTS_IN_FLIGHT).await
     }
 
     async fn close_pack(&mut self) -> object_store::Result<()> {
+        // The footer comes when all hashes are there.
+        self.send_parts(1).await?;
         let Some(current) = self.current.as_mut() else { return Ok(()) };
+        current.wait_until_in_flight(0).await?;
         let pack = current.builder.finish(Some(current.uuid));
         self.send_parts(1).await?;
         let Some(mut current) = self.current.take() else { return Ok(()) };
-        while !current.in_flight.is_empty() {
-            wait_for_part(&mut current.in_flight).await?;
-        }
+        current.wait_until_in_flight(0).await?;
         if let Some(mut upload) = current.upload {
             upload.complete().await?;
         }
@@ -235,11 +242,25 @@ impl Sink {
     }
 }
 
-async fn wait_for_part(in_flight: &mut VecDeque<Part>) -> object_store::Result<()> {
-    match in_flight.pop_front() {
-        Some(part) => part.await.unwrap_or_else(|source| Err(object_store::Error::JoinError { source })),
-        None => Ok(()),
+impl Current {
+    /// Waits for the oldest parts until no more than this many are on their way.
+    async fn wait_until_in_flight(&mut self, parts: usize) -> object_store::Result<()> {
+        while self.in_flight.len() > parts {
+            let Some(part) = self.in_flight.pop_front() else { break };
+            let hashed =
+                part.await.unwrap_or_else(|source| Err(object_store::Error::JoinError { source }))?;
+            self.builder.set_hashes(hashed);
+        }
+        Ok(())
     }
+}
+
+/// The hashes of the blocks of a part, while the part before it is written.
+async fn hash_beside(unhashed: Unhashed) -> object_store::Result<Hashed> {
+    if unhashed.is_empty() {
+        return Ok(Hashed::default());
+    }
+    Ok(tokio::task::spawn_blocking(move || unhashed.hash()).await?)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use revfs::protocol::FileId;
+use revfs::store::BufferPool;
 use revfs::store::native::{CommitError, NativeStore, OpenOptions};
 use tokio::runtime::Runtime;
 
@@ -52,6 +53,13 @@ const BLOCKS_SHARED: RowSpec = rate(
     "pwrite + fdatasync of the same blocks",
     Target::None,
 );
+/// What a program gets that keeps the old bytes and does nothing else: the baseline writes over them.
+const BLOCKS_PLAIN: RowSpec = rate(
+    "commit-blocks-plain",
+    "the same bytes to a new plain file, write + fsync, without revfs",
+    "pwrite + fdatasync of the same blocks",
+    Target::None,
+);
 const CHANGED: RowSpec = rate(
     "commit-changed",
     "commit of a 4 GiB file with 5 % changed blocks, command line, file not cached",
@@ -66,7 +74,15 @@ const CHANGED_WARM: RowSpec = rate(
 );
 
 /// The rows of this group.
-pub const ROWS: [RowSpec; 5] = [NEW, BLOCKS, BLOCKS_SHARED, CHANGED, CHANGED_WARM];
+pub const ROWS: [RowSpec; 6] = [NEW, BLOCKS, BLOCKS_SHARED, BLOCKS_PLAIN, CHANGED, CHANGED_WARM];
+
+/// Ways to store new blocks and keep the old ones.
+#[derive(Clone, Copy)]
+enum Way {
+    Write,
+    WriteShared,
+    PlainFile,
+}
 
 /// A plain file, and a store that has it as `x`.
 struct Files<'r> {
@@ -94,14 +110,15 @@ pub fn run(bench: &mut Bench, folder: &Folder) -> Result<()> {
     };
     data::write_file(&files.source, files.blocks, files.seed)?;
     bench.row(&NEW, |row| files.commit_new(row));
-    if ![BLOCKS, BLOCKS_SHARED, CHANGED, CHANGED_WARM].iter().any(|spec| bench.wants(spec)) {
+    if ![BLOCKS, BLOCKS_SHARED, BLOCKS_PLAIN, CHANGED, CHANGED_WARM].iter().any(|spec| bench.wants(spec)) {
         return Ok(());
     }
     files.revfs.init(&files.store)?;
     files.revfs.commit(&files.store, "x", &files.source)?;
     let count = bench.count(RANDOM_BLOCKS).min(files.blocks);
-    bench.row(&BLOCKS, |row| files.commit_blocks(row, count, false));
-    bench.row(&BLOCKS_SHARED, |row| files.commit_blocks(row, count, true));
+    bench.row(&BLOCKS, |row| files.commit_blocks(row, count, Way::Write));
+    bench.row(&BLOCKS_SHARED, |row| files.commit_blocks(row, count, Way::WriteShared));
+    bench.row(&BLOCKS_PLAIN, |row| files.commit_blocks(row, count, Way::PlainFile));
     bench.row(&CHANGED, |row| files.commit_changed(row, false));
     bench.row(&CHANGED_WARM, |row| files.commit_changed(row, true));
     Ok(())
@@ -140,26 +157,31 @@ impl Files<'_> {
         })
     }
 
-    fn commit_blocks(&self, row: &mut Row, count: u64, shared: bool) -> Result<Vec<Pair>> {
+    fn commit_blocks(&self, row: &mut Row, count: u64, way: Way) -> Result<Vec<Pair>> {
         row.note(format!("{count} blocks at random places from seed {}", self.seed));
         let runtime = super::small::runtime()?;
         let store = NativeStore::open(&self.store, OpenOptions::default()).of_store("open")?;
         let plain = File::options().write(true).open(&self.source).named(self.source.display())?;
-        let mut data = vec![0; (count * BLOCK) as usize];
+        // Aligned: write_shared copies what is not.
+        let memory = BufferPool::new(0, 1);
         row.interleave(|side, number| {
             let mut rng = Rng::new(self.seed, u64::MAX - 1 - u64::from(number));
             let mut places = rng.shuffled(self.blocks);
             places.truncate(count as usize);
+            let mut data = memory.take((count * BLOCK) as usize);
             rng.fill(&mut data);
+            let data = Bytes::from_owner(data);
             rustix::fs::sync();
-            let took = match side {
-                Side::Ours => {
-                    let bytes = Bytes::from(std::mem::take(&mut data));
-                    let took = commit_ranges(&runtime, &store, &places, (&bytes, shared))?;
-                    data = Vec::from(bytes);
+            let took = match (side, way) {
+                (Side::Ours, Way::Write) => commit_ranges(&runtime, &store, &places, &data, false)?,
+                (Side::Ours, Way::WriteShared) => commit_ranges(&runtime, &store, &places, &data, true)?,
+                (Side::Ours, Way::PlainFile) => {
+                    let (took, result) = timed(|| write_durably(&self.output, &data));
+                    result.named(self.output.display())?;
+                    std::fs::remove_file(&self.output).named(self.output.display())?;
                     took
                 }
-                Side::Baseline => {
+                (Side::Baseline, _) => {
                     let (took, result) = timed(|| write_ranges(&plain, &places, &data));
                     result.named(self.source.display())?;
                     took
@@ -239,7 +261,8 @@ fn commit_ranges(
     runtime: &Runtime,
     store: &Arc<NativeStore>,
     places: &[u64],
-    (data, shared): (&Bytes, bool),
+    data: &Bytes,
+    shared: bool,
 ) -> Result<Duration> {
     let commit = async || -> std::result::Result<u64, CommitError> {
         let mut transaction = store.begin(None)?;
