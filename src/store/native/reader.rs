@@ -68,7 +68,7 @@ struct ByLen;
 
 impl Weighter<CacheKey, Arc<ReadBuffer>> for ByLen {
     fn weight(&self, _key: &CacheKey, value: &Arc<ReadBuffer>) -> u64 {
-        value.capacity() as u64
+        value.memory_bytes() as u64
     }
 }
 
