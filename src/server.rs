@@ -41,7 +41,7 @@ use quick_cache::sync::Cache;
 use revfs_protocol::{FileId, RevSpec, Tid};
 
 use self::history::History;
-use self::links::Links;
+use self::links::{Abandoned, Links};
 use self::parked::Parked;
 use self::setup::Setups;
 use self::shrink::Shrinking;
@@ -137,8 +137,8 @@ pub struct Server {
     to_kill: Victims,
     /// Processes that are being killed: none of their READs is answered.
     victims: ArcSwap<Vec<u32>>,
-    /// Processes whose watches the server ended as it stops: READs could show them another revision than theirs.
-    abandoned: ArcSwap<Vec<u32>>,
+    /// Whose watches the server ended as it stops.
+    abandoned: ArcSwap<Abandoned>,
     watchdog_moved: Condvar,
     // Leaf lock. Never held across a call to the kernel, the store or a wait for anything but `queue_moved`.
     queue: Mutex<Queue>,

@@ -25,8 +25,9 @@ pub enum HeadReadError {
     /// The store.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// Who asks is being killed, and can die only when it is answered (rule 16), or is not told of pins any more.
-    #[error("the process that reads is being killed, or its watches ended because the server stops")]
+    /// Who asks is being killed, and can die only when it is answered (rule 16), or somebody who must not see the bytes is
+    /// not told of pins any more.
+    #[error("the process that reads is being killed, or watches of the file ended because the server stops")]
     Barred,
 }
 
@@ -117,6 +118,10 @@ impl Server {
             return self.load_unless_barred(&view, (offset, len), thread);
         }
         let wait = self.parked.begin(thread);
+        // A stop that comes from here on ends the wait; links that ended before would not be asked.
+        if self.is_kept_from(file, newest) {
+            self.parked.end_of(|other| other == thread);
+        }
         for link in &links {
             self.ask_link(link, file, &revs, wait);
         }
@@ -193,7 +198,7 @@ impl Server {
     }
 
     /// Loads for a READ that no link has a say in. Whether it is barred is looked at after the links: those of a
-    /// process that is abandoned end after it was barred.
+    /// process that is abandoned end after that was said.
     fn load_unless_barred(
         &self,
         view: &FileView,
@@ -203,7 +208,21 @@ impl Server {
         if self.is_barred(thread) {
             return Err(HeadReadError::Barred);
         }
+        if self.is_kept_from(view.meta.file, view.meta.rev) {
+            let blocks = blocks_of(view.meta.block_size, offset, len);
+            let (first, last) = (BlockIndex::new(*blocks.start()), BlockIndex::new(*blocks.end()));
+            let revs = revs_of(&view.txn, view.meta.file, BlockSpan { first, last })?;
+            if revs.iter().any(|(_, rev)| self.is_kept_from(view.meta.file, *rev)) {
+                return Err(HeadReadError::Barred);
+            }
+        }
         Ok(Begun::Load(self.load(view, offset, len)))
+    }
+
+    /// Whether bytes that changed at `rev` may be seen by nobody any more: the server stops, and a client that works at an
+    /// older state was left with its mapping.
+    fn is_kept_from(&self, file: FileId, rev: Tid) -> bool {
+        self.abandoned.load().oldest_at.get(&file).is_some_and(|oldest| *oldest < rev)
     }
 
     /// Pins blocks for all who must not see them as they are in head, because of the changes up to `at`. `wait` counts
@@ -282,11 +301,11 @@ impl Server {
     /// Whether a thread belongs to a process whose READs all fail.
     fn is_barred(&self, thread: u32) -> bool {
         let (victims, abandoned) = (self.victims.load(), self.abandoned.load());
-        if victims.is_empty() && abandoned.is_empty() {
+        if victims.is_empty() && abandoned.pids.is_empty() {
             return false;
         }
         let pid = self.processes().ok().and_then(|processes| processes.pid_of(thread));
-        pid.is_some_and(|pid| victims.contains(&pid) || abandoned.contains(&pid))
+        pid.is_some_and(|pid| victims.contains(&pid) || abandoned.pids.contains(&pid))
     }
 
     /// Clients that were killed.

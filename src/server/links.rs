@@ -199,6 +199,14 @@ impl Links {
         files.get(&file)?.by_at.first().map(|(at, _, _)| *at)
     }
 
+    /// The oldest state at which each file is watched.
+    fn oldest_of_each(&self) -> HashMap<FileId, Tid> {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        let oldest =
+            files.iter().filter_map(|(file, watches)| watches.by_at.first().map(|(at, _, _)| (*file, *at)));
+        oldest.collect()
+    }
+
     /// Links that watch a file at a state before `rev`, each once.
     pub(super) fn behind(&self, file: FileId, rev: Tid) -> Vec<Arc<WatchLink>> {
         let ids: BTreeSet<LinkId> = {
@@ -216,6 +224,15 @@ impl Links {
         let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
         files.values().map(|watches| watches.by_at.len()).sum()
     }
+}
+
+/// Clients whose watches ended as the server stops, and not they: from then on nothing may be read that one of them must
+/// not see, for it may have the page mapped.
+#[derive(Debug, Default)]
+pub(super) struct Abandoned {
+    pub(super) pids: Vec<u32>,
+    /// The oldest state at which one of them worked on a file.
+    pub(super) oldest_at: HashMap<FileId, Tid>,
 }
 
 impl Server {
@@ -294,8 +311,9 @@ impl Server {
     pub fn close_links(self: &Arc<Self>, why: &str) {
         let watching = self.links.all().into_iter().filter(|link| link.stats().watches > 0);
         let pids: Vec<u32> = watching.map(|link| link.process.pid()).collect();
-        self.abandoned.store(Arc::new(pids.clone()));
-        self.end_reads_of(&pids);
+        self.abandoned.store(Arc::new(Abandoned { pids, oldest_at: self.links.oldest_of_each() }));
+        // Also those of others: a READ that went on now would fill a page that a mapping of them waits for.
+        self.parked.end_of(|_| true);
         for link in self.links.all() {
             link.with(self, |state, actions| state.close(why, actions));
         }

@@ -1,4 +1,4 @@
-//! Who is late with an ack because another client is.
+//! Who is late with an ack because another client is, and who owes one when the server stops.
 
 use super::people::Everybody;
 use super::*;
@@ -138,5 +138,23 @@ fn two_that_wait_for_each_other_are_both_accused_in_the_end() {
     scene.clock.advance(PATIENCE / 2);
     scene.wait_until("both are", |known| known.signalled.contains(&GOOD) && known.signalled.contains(&BAD));
     scene.everybody.0.lock().unwrap().dead.extend([GOOD, BAD]);
+    scene.threads.stop();
+}
+
+/// A READ that went on would fill a page that the mapping of who owes the ack may be waiting for.
+#[test]
+fn what_an_abandoned_client_must_not_see_is_answered_to_nobody() {
+    let scene = Scene::new(true);
+    scene.server.close_links("shutting down");
+    assert_eq!([scene.answered.recv_timeout(PATIENCE), scene.answered.recv_timeout(PATIENCE)], [Ok(0); 2]);
+    let read = |block: u64| {
+        let (sender, answered) = channel();
+        scene.server.read_head(scene.file, (block * BLOCK, 1), READER, move |bytes| {
+            let _ = sender.send(bytes.map_or(0, |bytes| bytes[0]));
+        });
+        answered.recv_timeout(PATIENCE).unwrap()
+    };
+    let found: Vec<u8> = (0..4).map(read).collect();
+    assert_eq!(found, [0, 0, 1, 1], "only what did not change under them is read");
     scene.threads.stop();
 }
