@@ -5,6 +5,7 @@
 //! native stores are written through revfs, by [`native::Transaction`]; a ZODB store is written through ZODB.
 
 pub mod buffer;
+mod error;
 pub mod faulty;
 pub mod follow;
 pub mod native;
@@ -18,6 +19,7 @@ use futures::future::BoxFuture;
 use revfs_protocol::{BlockCount, BlockIndex, BlockSize, FileId, Tid};
 
 pub use buffer::{BufferPool, ReadBuffer};
+pub use error::ReadError;
 
 /// Longest component of a name, in bytes (as the kernel's NAME_MAX).
 pub const NAME_BYTES_MAX: usize = 255;
@@ -96,6 +98,13 @@ pub enum BlockData {
         /// Encoding.
         codec: Codec,
     },
+    /// In objects of a database. A run of them has one block.
+    Object {
+        /// The block.
+        oid: zodb::Oid,
+        /// A state in which it is as it is here.
+        at: Tid,
+    },
 }
 
 /// Consecutive blocks of a file that were changed at one tid and lie in one piece.
@@ -147,6 +156,17 @@ pub enum PieceSource {
         /// First byte wanted of the decoded block.
         skip: u32,
     },
+    /// Bytes from `skip` on of the block that an object of a database holds; what lacks is zero.
+    Object {
+        /// The block.
+        oid: zodb::Oid,
+        /// The state.
+        at: Tid,
+        /// First byte wanted.
+        skip: u32,
+        /// Bytes of a block: more is an error.
+        block: u32,
+    },
 }
 
 /// A result that is there, or that a slow storage will give. A local store answers at once and pays nothing
@@ -166,69 +186,6 @@ impl<T> Load<T> {
             Load::Pending(future) => future.await,
         }
     }
-}
-
-/// Why a read failed.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// The state asked for does not exist yet.
-    #[error("@{at} is ahead of head @{head}: ask for a revision that is committed")]
-    AheadOfHead {
-        /// Asked for.
-        at: Tid,
-        /// Newest there is.
-        head: Tid,
-    },
-    /// No such file in that state.
-    #[error("file {file} does not exist at @{at}")]
-    NoSuchFile {
-        /// Asked for.
-        file: FileId,
-        /// The state.
-        at: Tid,
-    },
-    /// Stored bytes are not what was written.
-    #[error(
-        "{object} is damaged at byte {offset}: {what}; restore it from a backup, `revfs verify` lists all damage"
-    )]
-    Damaged {
-        /// Name of the object in the store.
-        object: String,
-        /// Where in it, bytes.
-        offset: u64,
-        /// What is wrong.
-        what: &'static str,
-    },
-    /// An object that the log refers to is gone.
-    #[error("{object} is missing: restore it from a backup, `revfs verify` lists all damage")]
-    Missing {
-        /// Name of the object in the store.
-        object: String,
-    },
-    /// The operating system failed a read.
-    #[error("cannot read {object}: {source}")]
-    Io {
-        /// What was read.
-        object: String,
-        /// Why it failed.
-        source: std::io::Error,
-    },
-    /// The object storage failed a read.
-    #[error("cannot read {object}: {source}")]
-    Object {
-        /// What was read.
-        object: String,
-        /// Why it failed.
-        source: object_store::Error,
-    },
-    /// The index failed; it is rebuilt from the log when the store is opened next.
-    #[error(
-        "the index of the store failed: {source}; delete the folder index/ of the store, it is rebuilt from commits/"
-    )]
-    Index {
-        /// Why.
-        source: native::IndexError,
-    },
 }
 
 /// A commit, as it is told to people and to the change index.

@@ -4,6 +4,7 @@
 //! its arguments mean something.
 
 use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use revfs_protocol::{RevSpec, Tid};
@@ -15,7 +16,7 @@ use crate::ops::commit::{CommitRequest, Committed};
 use crate::ops::edit::Note;
 use crate::ops::log::LogQuery;
 use crate::store::native::{FORMAT_VERSION, InitOptions, NativeStore, VerifyOptions, VerifyReport};
-use crate::store::{Codec, ReadTxn};
+use crate::store::{Codec, ReadTxn, Store};
 use crate::view;
 
 use super::args::{
@@ -65,12 +66,12 @@ fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     builder.build().map_err(|source| CliError::Runtime { source })
 }
 
-fn at(store: &Arc<NativeStore>, rev: &RevSpec) -> Result<Tid, CliError> {
-    Ok(view::resolve(&store.as_store(), rev, SystemClock::shared().now_unix_ns())?)
+fn at(store: &Arc<dyn Store>, rev: &RevSpec) -> Result<Tid, CliError> {
+    Ok(view::resolve(store, rev, SystemClock::shared().now_unix_ns())?)
 }
 
-fn txn_at(store: &Arc<NativeStore>, rev: &RevSpec) -> Result<ReadTxn, CliError> {
-    Ok(ReadTxn::new(&store.as_store(), at(store, rev)?)?)
+fn txn_at(store: &Arc<dyn Store>, rev: &RevSpec) -> Result<ReadTxn, CliError> {
+    Ok(ReadTxn::new(store, at(store, rev)?)?)
 }
 
 fn author(given: Option<&String>) -> String {
@@ -131,7 +132,7 @@ fn init(args: &InitArgs) -> Result<(), CliError> {
 
 fn commit(args: CommitArgs) -> Result<(), CliError> {
     let store = open::open(&args.store)?;
-    let base = args.base.as_ref().map(|rev| at(&store, rev)).transpose()?;
+    let base = args.base.as_ref().map(|rev| at(&store.as_store(), rev)).transpose()?;
     let Note { message, author } = note(&args.note);
     let request = CommitRequest {
         files: args.files,
@@ -175,20 +176,20 @@ fn tag(args: &TagArgs) -> Result<(), CliError> {
     let done = if args.delete {
         runtime()?.block_on(ops::edit::delete_tag(&store, &args.tag, &note))?
     } else {
-        let target = at(&store, &args.rev)?;
+        let target = at(&store.as_store(), &args.rev)?;
         runtime()?.block_on(ops::edit::set_tag(&store, &args.tag, target, args.force, &note))?
     };
     committed(&done, args.json.json)
 }
 
 fn log(args: LogArgs) -> Result<(), CliError> {
-    let store = open::open(&args.store)?;
+    let store = open::open_any(&args.store)?.as_store();
     let since = args.since.as_ref().map(|rev| at(&store, rev)).transpose()?;
     let query =
         LogQuery { name: args.name.map(|name| name.0), limit: args.limit, since: since.unwrap_or(Tid::ZERO) };
     let mut output = Output::new(args.json.json);
     let mut failed = None;
-    ops::log::log(&store.as_store(), &query, &mut |entry| match output.put(&entry, render::log) {
+    ops::log::log(&store, &query, &mut |entry| match output.put(&entry, render::log) {
         Ok(()) => ControlFlow::Continue(()),
         Err(error) => {
             failed = Some(error);
@@ -202,15 +203,15 @@ fn log(args: LogArgs) -> Result<(), CliError> {
 }
 
 fn tags(args: &TagsArgs) -> Result<(), CliError> {
-    let store = open::open(&args.store)?;
+    let store = open::open_any(&args.store)?.as_store();
     let mut output = Output::new(args.json.json);
-    output.put_all(&ops::log::tags(&store.as_store())?, render::tags)?;
+    output.put_all(&ops::log::tags(&store)?, render::tags)?;
     output.finish()
 }
 
 fn du(args: &DuArgs) -> Result<(), CliError> {
-    let store = open::open(&args.store)?;
-    let txn = ReadTxn::head(&store.as_store());
+    let store = open::open_any(&args.store)?.as_store();
+    let txn = ReadTxn::head(&store);
     let name = args.name.as_ref().map(|name| name.0.as_slice());
     let mut output = Output::new(args.json.json);
     output.put(&ops::ls::du(&txn, name)?, render::du)?;
@@ -218,15 +219,20 @@ fn du(args: &DuArgs) -> Result<(), CliError> {
 }
 
 fn ls(args: &LsArgs) -> Result<(), CliError> {
-    let store = open::open(&args.store)?;
-    let txn = txn_at(&store, &args.rev)?;
+    let opened = open::open_any(&args.store)?;
+    let txn = txn_at(&opened.as_store(), &args.rev)?;
+    let files = ops::ls::ls(&txn)?;
+    if files.is_empty() && opened.native().is_none() {
+        let store = ops::data::shown(args.store.as_bytes());
+        say(&format!("note: {store}: has no ZBigFile at @{}", txn.at()));
+    }
     let mut output = Output::new(args.json.json);
-    output.put_all(&ops::ls::ls(&txn)?, render::ls)?;
+    output.put_all(&files, render::ls)?;
     output.finish()
 }
 
 fn cat(args: &CatArgs) -> Result<(), CliError> {
-    let store = open::open(&args.store)?;
+    let store = open::open_any(&args.store)?.as_store();
     let txn = txn_at(&store, &args.at)?;
     let meta = ops::cat::find(&txn, &args.name.0)?;
     let runtime = runtime()?;
@@ -245,9 +251,10 @@ fn cat(args: &CatArgs) -> Result<(), CliError> {
 }
 
 fn diff(args: &DiffArgs) -> Result<(), CliError> {
-    let store = open::open(&args.store)?;
+    let opened = open::open_any(&args.store)?;
+    let store = opened.as_store();
     let (from, to) = (at(&store, &args.rev1)?, at(&store, &args.rev2)?);
-    let entries = runtime()?.block_on(ops::diff::diff(&store, from, to))?;
+    let entries = runtime()?.block_on(ops::diff::diff(&store, opened.native(), from, to))?;
     let mut output = Output::new(args.json.json);
     output.put_all(&entries, render::diff)?;
     output.finish()

@@ -34,8 +34,16 @@ pub enum CliError {
         /// What it is.
         kind: String,
     },
+    /// STORE is written by something else.
+    #[error("{store}: is a ZODB database, which is written through ZODB: revfs reads it only")]
+    WrittenElsewhere {
+        /// As given.
+        store: String,
+    },
     /// STORE is a file that is no store.
-    #[error("{store}: is a file, and not a store: name a directory made by `revfs init`")]
+    #[error(
+        "{store}: is a file, and not a store: name a directory made by `revfs init`, or the Data.fs of a ZODB"
+    )]
     NotAStore {
         /// As given.
         store: String,
@@ -96,7 +104,9 @@ impl CliError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             CliError::Open(error) => of_open(error),
-            CliError::Unserved { .. } | CliError::NotAStore { .. } => ExitCode::NotAStore,
+            CliError::Unserved { .. } | CliError::NotAStore { .. } | CliError::WrittenElsewhere { .. } => {
+                ExitCode::NotAStore
+            }
             CliError::Resolve(error) => of_resolve(error),
             CliError::Look(error) | CliError::Cat(CatError::Look(error)) => of_look(error),
             CliError::Cat(CatError::Write { source, .. }) | CliError::Stdout { source } => of_io(source),
@@ -153,6 +163,9 @@ fn of_read(error: &ReadError) -> ExitCode {
         ReadError::AheadOfHead { .. } | ReadError::NoSuchFile { .. } => ExitCode::NotFound,
         ReadError::Damaged { .. } | ReadError::Missing { .. } => ExitCode::Damaged,
         ReadError::Io { .. } | ReadError::Object { .. } | ReadError::Index { .. } => ExitCode::Failure,
+        ReadError::Database(error) if error.is_packed() => ExitCode::NotFound,
+        ReadError::Database(error) if error.is_damage() => ExitCode::Damaged,
+        ReadError::Database(_) => ExitCode::Failure,
     }
 }
 

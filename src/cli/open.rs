@@ -12,21 +12,72 @@ use std::sync::Arc;
 
 use crate::ops::data::shown;
 use crate::store::native::{NativeStore, OpenOptions, Progress};
+use crate::store::zodb::filestorage::{MAGICS, ScanProgress};
+use crate::store::zodb::{Database, DatabaseOptions};
+use crate::store::{ReadError, Store};
 
 use super::CliError;
 use super::progress::Bar;
 
 /// Bound of the block cache of one command, bytes: each block is read once.
 const CACHE_BYTES: u64 = 32 << 20;
-/// First bytes of a ZODB FileStorage, of its two versions.
-const FILE_STORAGE_MAGICS: [&[u8; 4]; 2] = [b"FS21", b"FS30"];
 
-/// Opens the store that the user named.
+/// A store of a kind that is served.
+#[derive(Debug)]
+pub(super) enum Opened {
+    /// A directory.
+    Native(Arc<NativeStore>),
+    /// A database.
+    Zodb(Arc<Database>),
+}
+
+impl Opened {
+    /// As all commands that read see it.
+    pub(super) fn as_store(&self) -> Arc<dyn Store> {
+        match self {
+            Opened::Native(store) => store.as_store(),
+            Opened::Zodb(store) => Arc::clone(store) as Arc<dyn Store>,
+        }
+    }
+
+    /// The native store, if it is one.
+    pub(super) fn native(&self) -> Option<&Arc<NativeStore>> {
+        match self {
+            Opened::Native(store) => Some(store),
+            Opened::Zodb(_) => None,
+        }
+    }
+}
+
+/// What the argument STORE names.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// A directory, or nothing yet.
+    Native(PathBuf),
+    /// A ZODB FileStorage.
+    FileStorage(PathBuf),
+}
+
+/// Opens the store that the user named, to read it.
 ///
 /// # Errors
 /// It is none, or of a kind that is not served.
+pub(super) fn open_any(store: &OsStr) -> Result<Opened, CliError> {
+    match place(store)? {
+        Place::Native(path) => open_native(&path).map(Opened::Native),
+        Place::FileStorage(path) => open_database(&path, DatabaseOptions::default()).map(Opened::Zodb),
+    }
+}
+
+/// Opens the native store that the user named, to write it.
+///
+/// # Errors
+/// It is none, or of a kind that is not served, or not written through revfs.
 pub(super) fn open(store: &OsStr) -> Result<Arc<NativeStore>, CliError> {
-    let path = local_path(store)?;
+    open_native(&local_path(store)?)
+}
+
+fn open_native(path: &Path) -> Result<Arc<NativeStore>, CliError> {
     let bar = Bar::things("building the index");
     let shown = bar.clone();
     let progress = move |progress: Progress| match progress {
@@ -37,16 +88,40 @@ pub(super) fn open(store: &OsStr) -> Result<Arc<NativeStore>, CliError> {
         progress: Some(Arc::new(progress)),
         ..OpenOptions::default()
     };
-    let opened = NativeStore::open(&path, options);
+    let opened = NativeStore::open(path, options);
     bar.clear();
     Ok(opened?)
 }
 
-/// The directory that the user named as a store, or as the place of a new one.
+/// Opens a database, and shows how far a scan of it is.
+///
+/// # Errors
+/// It is none, or cannot be read.
+pub(super) fn open_database(path: &Path, options: DatabaseOptions) -> Result<Arc<Database>, CliError> {
+    let bar = Bar::bytes("reading the database, for it has no index that fits");
+    let shown = bar.clone();
+    let progress = move |scanned: ScanProgress| shown.show(scanned.done, Some(scanned.total));
+    let opened = Database::open(path, DatabaseOptions { progress: Some(Arc::new(progress)), ..options });
+    bar.clear();
+    Ok(Arc::new(opened.map_err(ReadError::from)?))
+}
+
+/// The directory that the user named as a store to be written, or as the place of a new one.
 ///
 /// # Errors
 /// It is a URL or a file: another kind of store, or none.
 pub(super) fn local_path(store: &OsStr) -> Result<PathBuf, CliError> {
+    match place(store)? {
+        Place::Native(path) => Ok(path),
+        Place::FileStorage(_) => Err(CliError::WrittenElsewhere { store: shown(store.as_bytes()) }),
+    }
+}
+
+/// Finds out what the user named.
+///
+/// # Errors
+/// It is a URL of a kind that is not served, or a file that is no store.
+pub(super) fn place(store: &OsStr) -> Result<Place, CliError> {
     let name = || shown(store.as_bytes());
     let path = match store.as_bytes().strip_prefix(b"file://") {
         Some(path) => Path::new(OsStr::from_bytes(path)),
@@ -55,17 +130,17 @@ pub(super) fn local_path(store: &OsStr) -> Result<PathBuf, CliError> {
     let Ok(meta) = std::fs::metadata(path) else {
         return match url_kind(store) {
             Some(kind) => Err(CliError::Unserved { store: name(), kind }),
-            None => Ok(path.to_owned()),
+            None => Ok(Place::Native(path.to_owned())),
         };
     };
     if meta.is_dir() {
-        return Ok(path.to_owned());
+        return Ok(Place::Native(path.to_owned()));
     }
     let mut magic = [0; 4];
     // Only a regular file is read: a fifo would wait.
     let read = meta.is_file() && File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok();
-    if read && FILE_STORAGE_MAGICS.contains(&&magic) {
-        return Err(CliError::Unserved { store: name(), kind: "a ZODB FileStorage".to_owned() });
+    if read && MAGICS.contains(&magic) {
+        return Ok(Place::FileStorage(path.to_owned()));
     }
     Err(CliError::NotAStore { store: name() })
 }
@@ -111,9 +186,10 @@ mod tests {
         let path = dir.path().join("data");
         for magic in ["FS21", "FS30"] {
             std::fs::write(&path, format!("{magic}rest")).unwrap();
-            assert!(refused(path.as_os_str()).contains("is a ZODB FileStorage"));
+            assert_eq!(place(path.as_os_str()).unwrap(), Place::FileStorage(path.clone()));
             let url = format!("file://{}", path.display());
-            assert!(refused(OsStr::new(&url)).contains("is a ZODB FileStorage"));
+            assert_eq!(place(OsStr::new(&url)).unwrap(), Place::FileStorage(path.clone()));
+            assert!(refused(OsStr::new(&url)).contains("written through ZODB"));
         }
         let other = dir.path().join("x.fs");
         std::fs::write(&other, b"no").unwrap();

@@ -26,8 +26,10 @@ use crate::host::umount::{UmountError, clean_dead};
 use crate::server::{POLL_INTERVAL_DEFAULT, Server, ServerOptions, ServerThreads};
 use crate::store::faulty::Faults;
 use crate::store::native::{InitOptions, NativeStore, OpenError, OpenOptions};
+use crate::store::zodb::DatabaseOptions;
 
 use super::mount::MountPlan;
+use super::open::{Opened, Place};
 use super::{CliError, ExitCode, logger, open, output};
 
 /// How long a server in the background may take until the tree answers; building a large index takes its time.
@@ -187,7 +189,7 @@ struct Serving {
     url: String,
     path: PathBuf,
     signals: Signals,
-    store: Arc<NativeStore>,
+    store: Opened,
     server: Arc<Server>,
     threads: ServerThreads,
     mounted: Mounted,
@@ -286,8 +288,14 @@ fn mount_options(plan: &MountPlan, clock: &Arc<dyn Clock>) -> MountOptions {
     }
 }
 
-fn open_store(plan: &MountPlan, clock: &Arc<dyn Clock>) -> Result<Arc<NativeStore>, CliError> {
-    let root = open::local_path(&plan.store)?;
+fn open_store(plan: &MountPlan, clock: &Arc<dyn Clock>) -> Result<Opened, CliError> {
+    let root = match open::place(&plan.store)? {
+        Place::Native(root) => root,
+        Place::FileStorage(path) => {
+            let options = DatabaseOptions { cache_bytes: plan.cache_bytes, ..DatabaseOptions::default() };
+            return open::open_database(&path, options).map(Opened::Zodb);
+        }
+    };
     let options =
         || OpenOptions { cache_bytes: plan.cache_bytes, clock: Arc::clone(clock), ..OpenOptions::default() };
     let opened = || match plan.fault_read_delay {
@@ -298,13 +306,14 @@ fn open_store(plan: &MountPlan, clock: &Arc<dyn Clock>) -> Result<Arc<NativeStor
         }
         None => NativeStore::open(&root, options()),
     };
-    match opened() {
+    let opened = match opened() {
         Err(OpenError::NotFound { .. } | OpenError::NotAStore { .. }) if plan.create => {
             NativeStore::init(&root, &InitOptions::default(), &**clock)?;
-            Ok(opened()?)
+            opened()
         }
-        other => Ok(other?),
-    }
+        other => other,
+    };
+    Ok(Opened::Native(opened?))
 }
 
 /// Checks that the path can be mounted at, and makes it if there is nothing.
@@ -375,7 +384,7 @@ impl Serving {
         if let Err(error) = self.mounted.wait() {
             log::info!("the mount ended: {error}");
         }
-        if let Err(error) = self.store.close_cleanly() {
+        if let Some(Err(error)) = self.store.native().map(|native| native.close_cleanly()) {
             log::warn!("the index will be built anew after the next start of the machine: {error}");
         }
         self.runtime.shutdown_background();

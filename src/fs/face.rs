@@ -198,6 +198,9 @@ pub fn read_errno(error: &ReadError) -> Errno {
         | ReadError::Io { .. }
         | ReadError::Object { .. }
         | ReadError::Index { .. } => Errno::EIO,
+        // As a file on a server that is not what it was when it was opened.
+        ReadError::Database(error) if error.is_packed() => Errno::ESTALE,
+        ReadError::Database(_) => Errno::EIO,
     }
 }
 

@@ -15,7 +15,8 @@ use super::data::{Name, Range, text};
 use super::runs::RunWindows;
 use super::{LookError, live_file};
 use crate::store::native::NativeStore;
-use crate::store::{BlockData, BlockRun, CommitInfo, FileMeta, ReadError, ReadTxn, Store};
+use crate::store::{BlockData, BlockRun, BufferPool, CommitInfo, FileMeta, ReadError, ReadTxn, Store};
+use crate::view;
 
 /// Commits read at once.
 const STEP_COMMITS: usize = 256;
@@ -64,18 +65,23 @@ pub struct DiffEntry {
 /// Runs of blocks as (first, end); ascending and apart once they are merged.
 type Runs = Vec<(u64, u64)>;
 
-/// Files that differ between the states `from` and `to`, by name. Either may be the older one.
+/// Files that differ between the states `from` and `to`, by name. Either may be the older one. `native`: the same store,
+/// if it has hashes of its blocks; else their bytes are compared.
 ///
 /// # Errors
 /// See [`LookError`].
-pub async fn diff(store: &Arc<NativeStore>, from: Tid, to: Tid) -> Result<Vec<DiffEntry>, LookError> {
-    let dyn_store = store.as_store();
-    let (old, new) = (ReadTxn::new(&dyn_store, from)?, ReadTxn::new(&dyn_store, to)?);
+pub async fn diff(
+    store: &Arc<dyn Store>,
+    native: Option<&Arc<NativeStore>>,
+    from: Tid,
+    to: Tid,
+) -> Result<Vec<DiffEntry>, LookError> {
+    let (old, new) = (ReadTxn::new(store, from)?, ReadTxn::new(store, to)?);
     let touched = touched(store, from.min(to), from.max(to))?;
     let mut entries = Vec::new();
     for (file, runs) in touched {
         let (was, is) = (live_file(&old, file)?, live_file(&new, file)?);
-        let pair = Pair { store, old: &old, new: &new };
+        let pair = Pair { native, old: &old, new: &new };
         if let Some(entry) = pair.entry(was, is, &runs).await? {
             entries.push(entry);
         }
@@ -85,7 +91,7 @@ pub async fn diff(store: &Arc<NativeStore>, from: Tid, to: Tid) -> Result<Vec<Di
 }
 
 /// Files that commits in (lo, hi] touched, with the runs of blocks that they wrote.
-fn touched(store: &Arc<NativeStore>, lo: Tid, hi: Tid) -> Result<BTreeMap<FileId, Runs>, ReadError> {
+fn touched(store: &Arc<dyn Store>, lo: Tid, hi: Tid) -> Result<BTreeMap<FileId, Runs>, ReadError> {
     let mut files: BTreeMap<FileId, Runs> = BTreeMap::new();
     let mut from = lo;
     loop {
@@ -133,7 +139,7 @@ fn merged(mut runs: Runs) -> Runs {
 
 /// Two states of one store.
 struct Pair<'a> {
-    store: &'a Arc<NativeStore>,
+    native: Option<&'a Arc<NativeStore>>,
     old: &'a ReadTxn,
     new: &'a ReadTxn,
 }
@@ -185,7 +191,7 @@ impl Pair<'_> {
         }
         // Beyond the shorter one there is nothing to compare: those bytes are new, or gone.
         let both = is.block_size.blocks_for(was.size.min(is.size)).raw();
-        let mut found = Finder { store: self.store, differ: Vec::new() };
+        let mut found = Finder::new(self.native, (self.old, was), (self.new, is));
         for (first, end) in runs {
             let end = (*end).min(both);
             let mut old = RunWindows::new(self.old, was.file, *first, end);
@@ -246,6 +252,8 @@ fn rest(run: &BlockRun, skip: u64) -> BlockRun {
         BlockData::Stored { pack, offset, len, codec } => {
             BlockData::Stored { pack, offset: offset + skip * u64::from(len), len, codec }
         }
+        // One block.
+        object @ BlockData::Object { .. } => object,
     };
     let first = BlockIndex::new(run.first.raw() + skip);
     BlockRun { first, count: run.count - skip, rev: run.rev, data }
@@ -253,28 +261,55 @@ fn rest(run: &BlockRun, skip: u64) -> BlockRun {
 
 /// Collects the blocks that differ.
 struct Finder<'a> {
-    store: &'a Arc<NativeStore>,
+    native: Option<&'a Arc<NativeStore>>,
+    old: (&'a ReadTxn, &'a FileMeta),
+    new: (&'a ReadTxn, &'a FileMeta),
+    pool: Arc<BufferPool>,
     differ: Runs,
 }
 
-impl Finder<'_> {
+impl<'a> Finder<'a> {
+    fn new(
+        native: Option<&'a Arc<NativeStore>>,
+        old: (&'a ReadTxn, &'a FileMeta),
+        new: (&'a ReadTxn, &'a FileMeta),
+    ) -> Finder<'a> {
+        Finder { native, old, new, pool: BufferPool::new(2, 1), differ: Vec::new() }
+    }
+
     /// Compares the same blocks of two states.
     async fn compare(&mut self, a: &BlockRun, b: &BlockRun) -> Result<(), ReadError> {
         if a.data == b.data {
             return Ok(());
         }
         let first = a.first.raw();
-        if a.data == BlockData::Hole || b.data == BlockData::Hole {
-            // Blocks that are all zero are holes, so a stored one has data.
+        // Blocks that are all zero are holes in a native store, so a stored one has data.
+        if self.native.is_some() && (a.data == BlockData::Hole || b.data == BlockData::Hole) {
             self.push(first, a.count);
             return Ok(());
         }
         for index in 0..a.count {
-            if self.store.block_hash(a, index).await? != self.store.block_hash(b, index).await? {
+            let same = match self.native {
+                Some(native) => native.block_hash(a, index).await? == native.block_hash(b, index).await?,
+                None => self.same_bytes(first + index).await?,
+            };
+            if !same {
                 self.push(first + index, 1);
             }
         }
         Ok(())
+    }
+
+    async fn same_bytes(&self, block: u64) -> Result<bool, ReadError> {
+        let size = self.new.1.block_size.bytes();
+        let read = async |(txn, meta): (&ReadTxn, &FileMeta)| {
+            let len = usize::try_from(size).unwrap_or(usize::MAX);
+            view::read(txn, meta, block.saturating_mul(size), len, &self.pool).wait().await
+        };
+        let (old, new) = (read(self.old).await?, read(self.new).await?);
+        // The shorter one may end in this block: what it lacks is told by the sizes.
+        let both = old.len().min(new.len());
+        Ok(old[..both] == new[..both])
     }
 
     fn push(&mut self, first: u64, count: u64) {

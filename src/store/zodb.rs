@@ -4,14 +4,22 @@
 //! lengths, counts and depths are checked before they cost anything. Left out on purpose: writing; a database is
 //! written through ZODB.
 
+mod blocks;
+mod changes;
+mod error;
 pub mod filestorage;
+mod nodes;
 pub mod objects;
 pub mod pickle;
+mod database;
 
 use std::fmt;
 use std::str::FromStr;
 
 use revfs_protocol::{FileId, ParseIdError};
+
+pub use database::{Database, DatabaseOptions};
+pub use error::ZodbError;
 
 /// Identity of an object of a database, 64 bits. A file is the object that holds its block size and its tree.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

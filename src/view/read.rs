@@ -119,6 +119,11 @@ pub fn plan(runs: &[BlockRun], block_size: BlockSize, range: Range<u64>) -> Resu
                 let skip = narrow(planner.next - start);
                 planner.push(end, PieceSource::Zstd { pack, offset, stored: len, block, skip });
             }
+            BlockData::Object { .. } if run.count > 1 => return damaged("a run of several objects"),
+            BlockData::Object { oid, at } => {
+                let (block, skip) = (narrow(block_size.bytes()), narrow(planner.next - start));
+                planner.push(end, PieceSource::Object { oid, at, skip, block });
+            }
         }
     }
     if planner.next < range.end {
@@ -184,17 +189,19 @@ fn continues(last: &Piece, source: PieceSource) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::zodb::Oid;
     use proptest::prelude::*;
     use revfs_protocol::{BlockIndex, Tid};
 
     const BLOCK: u64 = 4096;
 
-    /// Where one byte comes from: nowhere, a byte of a pack, or a byte of a frame.
+    /// Where one byte comes from: nowhere, a byte of a pack, of a frame, or of an object.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum Origin {
         Zero,
         Raw(u32, u64),
         Zstd(u32, u64, u64),
+        Object(u64, Tid, u64),
     }
 
     /// The naive planner: byte by byte.
@@ -211,6 +218,7 @@ mod tests {
                 Origin::Raw(pack.0, offset + (block - first) * BLOCK + byte % BLOCK)
             }
             BlockData::Stored { pack, offset, .. } => Origin::Zstd(pack.0, offset, byte % BLOCK),
+            BlockData::Object { oid, at } => Origin::Object(oid.raw(), at, byte % BLOCK),
         }
     }
 
@@ -226,6 +234,10 @@ mod tests {
                     assert_eq!(u64::from(block), BLOCK);
                     Origin::Zstd(pack.0, offset, u64::from(skip) + i)
                 }
+                PieceSource::Object { oid, at, skip, block } => {
+                    assert_eq!(u64::from(block), BLOCK);
+                    Origin::Object(oid.raw(), at, u64::from(skip) + i)
+                }
             }));
         }
         all
@@ -233,7 +245,7 @@ mod tests {
 
     fn any_runs() -> impl Strategy<Value = Vec<BlockRun>> {
         // Few packs and offsets on a grid, so that runs often continue each other.
-        let run = (0..4u8, 1..4u64, 0..2u32, 0..4u64, prop_oneof![Just(4096u32), 1..4096u32]);
+        let run = (0..5u8, 1..4u64, 0..2u32, 0..4u64, prop_oneof![Just(4096u32), 1..4096u32]);
         prop::collection::vec(run, 1..8).prop_map(|parts| {
             let mut first = 0;
             let mut runs = Vec::new();
@@ -243,7 +255,8 @@ mod tests {
                     0 => (count, BlockData::Hole),
                     1 => (count, BlockData::Stored { pack, offset, len: 4096, codec: Codec::Raw }),
                     2 => (1, BlockData::Stored { pack, offset, len, codec: Codec::Raw }),
-                    _ => (1, BlockData::Stored { pack, offset, len, codec: Codec::Zstd }),
+                    3 => (1, BlockData::Stored { pack, offset, len, codec: Codec::Zstd }),
+                    _ => (1, BlockData::Object { oid: Oid::from_raw(grid), at: Tid::from_raw(7) }),
                 };
                 runs.push(BlockRun { first: BlockIndex::new(first), count, rev: Tid::ZERO, data });
                 first += count;

@@ -294,7 +294,12 @@ impl Place {
 
     /// The same, with more options.
     pub fn mount_with(&self, name: &str, options: &[&str]) -> Live {
-        self.ok(&[&["mount", "s", name, "--log", "server.log"], options].concat());
+        self.mount_store("s", name, options)
+    }
+
+    /// Mounts a store of any name.
+    pub fn mount_store(&self, store: &str, name: &str, options: &[&str]) -> Live {
+        self.ok(&[&["mount", store, name, "--log", "server.log"], options].concat());
         Live { root: self.path(name) }
     }
 

@@ -413,7 +413,9 @@ impl Store for ScriptedStore {
                     let from = &inner.packs[pack.0 as usize][usize::try_from(offset).unwrap()..];
                     into.copy_from_slice(&from[..piece.len]);
                 }
-                PieceSource::Zstd { .. } => unreachable!("the double stores raw bytes"),
+                PieceSource::Zstd { .. } | PieceSource::Object { .. } => {
+                    unreachable!("the double stores raw bytes")
+                }
             }
         }
         drop(inner);

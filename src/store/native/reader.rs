@@ -160,6 +160,7 @@ impl Reader {
                     };
                     copy_decoded(&decoded, skip, target);
                 }
+                PieceSource::Object { .. } => return Err(foreign(piece.at)),
             }
         }
         Ok(())
@@ -215,6 +216,7 @@ impl Reader {
                 };
                 copy_decoded(&decoded, skip, target);
             }
+            PieceSource::Object { .. } => return Err(foreign(0)),
         }
         Ok(())
     }
@@ -561,6 +563,11 @@ fn outside(piece: &Piece) -> ReadError {
         offset: piece.at as u64,
         what: "a piece lies outside of the buffer",
     }
+}
+
+fn foreign(at: usize) -> ReadError {
+    let what = "a piece is of another kind of store";
+    ReadError::Damaged { object: "read plan".to_owned(), offset: at as u64, what }
 }
 
 fn copy_decoded(decoded: &[u8], skip: u32, target: &mut [u8]) {

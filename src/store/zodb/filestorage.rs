@@ -25,7 +25,7 @@ use super::Oid;
 use crate::store::follow::{Follower, WatchFlags, Watched};
 pub use error::{Damage, FileStorageError};
 pub use format::{MAGICS, RecordHeader, Status, TransactionHeader};
-pub use load::{BACK_POINTERS_MAX, DATA_BYTES_MAX, Loaded};
+pub use load::{BACK_POINTERS_MAX, DATA_BYTES_MAX, Loaded, Peeked};
 pub use oid_index::OidIndex;
 pub use saved_index::{SavedIndexError, read as read_saved_index};
 use scan::{Cursor, Next, Step};
@@ -227,6 +227,23 @@ impl FileStorage {
     /// # Errors
     /// The file is damaged or cannot be read; [`FileStorageError::Packed`] if a pack may have taken it away.
     pub fn load(&self, oid: Oid, at: Tid) -> Result<Option<Loaded>, FileStorageError> {
+        self.find(oid, at, |file, serial, start| Ok(Loaded { serial, data: file.own_data(oid, &start)? }))
+    }
+
+    /// The same, but of its data only what came with the header.
+    ///
+    /// # Errors
+    /// As [`FileStorage::load`].
+    pub fn peek(&self, oid: Oid, at: Tid) -> Result<Option<Peeked>, FileStorageError> {
+        self.find(oid, at, |_, serial, start| Ok(start.peeked(serial)))
+    }
+
+    fn find<T>(
+        &self,
+        oid: Oid,
+        at: Tid,
+        found: impl FnOnce(&DataFile, Tid, load::Start) -> Result<T, FileStorageError>,
+    ) -> Result<Option<T>, FileStorageError> {
         let (file, cursor, newest) = {
             let state = self.read();
             (Arc::clone(&state.file), state.cursor, state.index.get(oid))
@@ -238,11 +255,32 @@ impl FileStorage {
                 false => Ok(None),
             };
         };
-        let loaded = file.load(oid, newest, at, cursor.end);
-        if let Err(FileStorageError::Damaged { .. }) = &loaded {
+        let result = match file.find(oid, newest, at, cursor.end) {
+            Ok(Some((serial, start))) => found(&file, serial, start).map(Some),
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
+        };
+        if let Err(FileStorageError::Damaged { .. }) = &result {
             self.doubt_index(&file);
         }
-        loaded
+        result
+    }
+
+    /// The tid of the oldest record of an object that is left; None if it has none.
+    ///
+    /// # Errors
+    /// The file is damaged or cannot be read.
+    pub fn oldest_serial(&self, oid: Oid) -> Result<Option<Tid>, FileStorageError> {
+        let (file, end, newest) = {
+            let state = self.read();
+            (Arc::clone(&state.file), state.cursor.end, state.index.get(oid))
+        };
+        newest.map(|newest| file.oldest_serial(oid, newest, end)).transpose()
+    }
+
+    /// All objects that have a record, ascending.
+    pub fn oids(&self) -> Vec<Oid> {
+        self.read().index.iter().map(|(oid, _)| oid).collect()
     }
 
     /// Transactions with `lo < tid <= hi`, ascending, of those that were taken up. The first is looked for from the

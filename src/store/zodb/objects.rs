@@ -221,6 +221,16 @@ pub fn decode(record: &[u8]) -> Result<Object<'_>, ObjectError> {
     })
 }
 
+/// The class of the object whose data record begins like this: with its first pickle at least.
+///
+/// # Errors
+/// See [`ObjectError`].
+pub fn class_of_start(start: &[u8]) -> Result<Class, ObjectError> {
+    let mut pickles = Pickles::new(start);
+    let first = pickles.read_next()?;
+    class_of(&pickles, first).map(Class::of).ok_or(ObjectError::NoClass)
+}
+
 /// The class that the first pickle of a record means: its names alone, or with arguments to make the object with.
 fn class_of<'a>(pickles: &Pickles<'a>, first: ValueId) -> Option<ClassName<'a>> {
     match (pickles.class(first), pickles.tuple(first)) {

@@ -199,6 +199,8 @@ pub fn encode_block(data: BlockData) -> [u8; PLACE_BYTES] {
         BlockData::Stored { pack, offset, len, codec } => {
             (pack.0, offset, len, if codec == Codec::Raw { 0 } else { 1 })
         }
+        // Native stores have none: it reads back as damage.
+        BlockData::Object { .. } => (0, 0, 0, u8::MAX),
     };
     let mut body = [0; PLACE_BYTES];
     body[..4].copy_from_slice(&pack.to_le_bytes());

@@ -29,8 +29,19 @@ pub struct Loaded {
     pub data: Vec<u8>,
 }
 
+/// The state of an object, of which little was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peeked {
+    /// The tid at which it was written.
+    pub serial: Tid,
+    /// The first bytes of its data, about 4 KiB at most.
+    pub start: Vec<u8>,
+    /// Length of its data, bytes.
+    pub len: u64,
+}
+
 /// The beginning of a record.
-struct Start {
+pub(super) struct Start {
     pos: u64,
     header: RecordHeader,
     bytes: [u8; RECORD_READ_BYTES],
@@ -38,6 +49,14 @@ struct Start {
 }
 
 impl Start {
+    /// What was read of its data, and how long they are.
+    pub(super) fn peeked(&self, serial: Tid) -> Peeked {
+        let len = self.header.data_len;
+        let start = self.behind();
+        let start = start.get(..usize::try_from(len).unwrap_or(usize::MAX)).unwrap_or(start).to_vec();
+        Peeked { serial, start, len }
+    }
+
     /// What was read behind the header.
     fn behind(&self) -> &[u8] {
         self.bytes.get(RECORD_HEADER_BYTES..self.have).unwrap_or_default()
@@ -45,15 +64,16 @@ impl Start {
 }
 
 impl DataFile {
-    /// The newest state at or before `at` of an object whose newest record is at `newest`, before `end`. None if the
-    /// object is deleted then; an error of its own kind if that state may have been packed away.
-    pub(super) fn load(
+    /// The newest state at or before `at` of an object whose newest record is at `newest`, before `end`: its serial, and
+    /// the record that has the data. None if the object is deleted then; an error of its own kind if that state may have been
+    /// packed away.
+    pub(super) fn find(
         &self,
         oid: Oid,
         newest: u64,
         at: Tid,
         end: u64,
-    ) -> Result<Option<Loaded>, FileStorageError> {
+    ) -> Result<Option<(Tid, Start)>, FileStorageError> {
         let mut limit = end;
         let mut pos = newest;
         let mut newer = None;
@@ -64,12 +84,22 @@ impl DataFile {
                 return Err(self.damaged(pos, Some(oid), "an older record has a newer serial"));
             }
             if serial <= at {
-                let data = self.data(oid, start)?;
-                return Ok(data.map(|data| Loaded { serial, data }));
+                return Ok(self.with_data(oid, start)?.map(|start| (serial, start)));
             }
             (limit, newer, pos) = (pos, Some(serial), start.header.previous);
         }
         self.absent(at, end).map(|()| None)
+    }
+
+    /// The serial of the oldest record of an object whose newest is at `newest`, before `end`.
+    pub(super) fn oldest_serial(&self, oid: Oid, newest: u64, end: u64) -> Result<Tid, FileStorageError> {
+        let (mut limit, mut pos, mut serial) = (end, newest, Tid::ZERO);
+        while pos != 0 {
+            let start = self.start(oid, pos, limit)?;
+            serial = start.header.serial;
+            (limit, pos) = (pos, start.header.previous);
+        }
+        Ok(serial)
     }
 
     /// Answers whether it is certain that what was not found did not exist at `at`.
@@ -128,11 +158,11 @@ impl DataFile {
         Ok(Start { pos, header, bytes, have })
     }
 
-    /// The data of a record, or of the one that it points back to; none if that is none.
-    fn data(&self, oid: Oid, mut start: Start) -> Result<Option<Vec<u8>>, FileStorageError> {
+    /// The record itself if it has data, or the one that it points back to; none if that is none.
+    fn with_data(&self, oid: Oid, mut start: Start) -> Result<Option<Start>, FileStorageError> {
         for _ in 0..=BACK_POINTERS_MAX {
             if start.header.data_len > 0 {
-                return self.own_data(oid, &start).map(Some);
+                return Ok(Some(start));
             }
             let back = start.behind().first_chunk().copied().map(u64::from_be_bytes);
             match back {
@@ -144,7 +174,8 @@ impl DataFile {
         Err(self.damaged(start.pos, Some(oid), "too many records lead back to its data"))
     }
 
-    fn own_data(&self, oid: Oid, start: &Start) -> Result<Vec<u8>, FileStorageError> {
+    /// All data of a record.
+    pub(super) fn own_data(&self, oid: Oid, start: &Start) -> Result<Vec<u8>, FileStorageError> {
         let len = usize::try_from(start.header.data_len).ok().filter(|len| *len as u64 <= DATA_BYTES_MAX);
         let len = len.ok_or_else(|| self.damaged(start.pos, Some(oid), "it has over 256 MiB of data"))?;
         if let Some(data) = start.behind().get(..len) {

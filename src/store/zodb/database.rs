@@ -1,0 +1,328 @@
+//! A database as a store: files by the ids of their objects, states by the ids of its transactions.
+//!
+//! Invariant: a state that was told as head stays readable, also when the file behind it is packed or replaced, unless
+//! that took it away; head never goes back. Left out on purpose: tags, and names but the ids of objects.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use revfs_protocol::{BlockCount, BlockIndex, BlockSize, FileId, Tid};
+
+use super::Oid;
+use super::changes::Changes;
+use super::error::ZodbError;
+use super::filestorage::{FileStorage, ProgressFn, Refreshed, Transaction};
+use super::nodes::Nodes;
+use super::objects::Class;
+use crate::store::{
+    BlockRun, CommitInfo, DirId, Entry, FileMeta, Load, Piece, PieceSource, ReadBuffer, ReadError, ReadTxn,
+    Store, StoreInfo,
+};
+
+/// Decoded objects that are kept by default, bytes.
+const CACHE_BYTES_DEFAULT: u64 = 64 << 20;
+/// Bytes of the hash of its place that are the identity of a database, which has none of its own.
+const UUID_BYTES: usize = 16;
+
+/// How a database is opened.
+pub struct DatabaseOptions {
+    /// Bound of the cache of decoded objects, bytes.
+    pub cache_bytes: u64,
+    /// Told how far a scan of the file is.
+    pub progress: Option<ProgressFn>,
+}
+
+impl Default for DatabaseOptions {
+    fn default() -> DatabaseOptions {
+        DatabaseOptions { cache_bytes: CACHE_BYTES_DEFAULT, progress: None }
+    }
+}
+
+/// A ZODB database in a FileStorage.
+pub struct Database {
+    info: StoreInfo,
+    nodes: Nodes,
+    head: AtomicU64,
+    /// All files, once somebody asked. Held while records are read: no other lock is taken under it.
+    files: Mutex<Option<BTreeSet<Oid>>>,
+    /// The trees as of the last commit that was told. Held while they are taken on; taken before `files`.
+    changes: Mutex<Option<Changes>>,
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Database").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Database {
+    /// Opens the FileStorage at `path`.
+    ///
+    /// # Errors
+    /// It is none, or cannot be read.
+    pub fn open(path: &Path, options: DatabaseOptions) -> Result<Database, ZodbError> {
+        let storage = FileStorage::open(path, options.progress)?;
+        let url = format!("file://{}", storage.path().display());
+        let place = blake3::hash(url.as_bytes());
+        let uuid = place.as_bytes().first_chunk::<UUID_BYTES>().copied().unwrap_or_default();
+        let info = StoreInfo {
+            uuid: uuid::Uuid::from_bytes(uuid),
+            url,
+            block_size: BlockSize::DEFAULT,
+            format_version: 0,
+            local_root: storage.path().parent().map(Path::to_owned),
+        };
+        let head = AtomicU64::new(storage.last_tid().raw());
+        let nodes = Nodes::new(storage, options.cache_bytes);
+        Ok(Database { info, nodes, head, files: Mutex::new(None), changes: Mutex::new(None) })
+    }
+
+    /// Where its records are.
+    pub fn storage(&self) -> &FileStorage {
+        self.nodes.storage()
+    }
+
+    /// All objects that are files in the newest state that has them, ascending. The first call looks at each object.
+    ///
+    /// # Errors
+    /// The storage does not answer. A record that cannot be read is no file, and the log says so.
+    pub fn files(&self) -> Result<BTreeSet<Oid>, ZodbError> {
+        let mut known = lock(&self.files);
+        if let Some(files) = &*known {
+            return Ok(files.clone());
+        }
+        let mut files = BTreeSet::new();
+        for oid in self.storage().oids() {
+            if self.is_file(oid, Tid::MAX)? {
+                files.insert(oid);
+            }
+        }
+        *known = Some(files.clone());
+        Ok(files)
+    }
+
+    fn is_file(&self, oid: Oid, at: Tid) -> Result<bool, ZodbError> {
+        match self.nodes.class(oid, at) {
+            Ok(class) => Ok(class == Some(Class::BigFile)),
+            Err(error) if error.is_damage() => {
+                log::warn!("{error}");
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn refresh_now(&self) -> Result<Tid, ZodbError> {
+        let refreshed = self.storage().refresh()?;
+        match refreshed {
+            Refreshed::Nothing => {}
+            Refreshed::Grown { from, to } => {
+                let mut known = lock(&self.files);
+                if let Some(files) = &mut *known {
+                    for transaction in self.storage().transactions(from, to)? {
+                        for record in transaction?.records {
+                            if self.is_file(record.oid, to)? {
+                                files.insert(record.oid);
+                            }
+                        }
+                    }
+                }
+            }
+            Refreshed::Reopened { .. } => *lock(&self.files) = None,
+        }
+        let last = self.storage().last_tid().raw();
+        let before = self.head.fetch_max(last, Ordering::SeqCst);
+        Ok(Tid::from_raw(before.max(last)))
+    }
+
+    fn file_meta(&self, oid: Oid, at: Tid) -> Result<Option<FileMeta>, ZodbError> {
+        let Some(file) = self.nodes.file(oid, at)? else { return Ok(None) };
+        let size = self.nodes.size(oid, &file, at)?;
+        let created = self.storage().oldest_serial(oid)?.unwrap_or(file.serial);
+        Ok(Some(FileMeta {
+            file: FileId::from(oid),
+            size,
+            block_size: file.block_size,
+            // A bound: no earlier than its last change.
+            rev: self.newest(at)?,
+            created,
+            // Not known without reading all of it.
+            stored: size,
+            dir: DirId::ROOT,
+            name: oid.to_string().into_bytes(),
+            deleted: None,
+        }))
+    }
+
+    fn newest(&self, at: Tid) -> Result<Tid, ZodbError> {
+        let last = self.storage().last_tid();
+        if at >= last {
+            return Ok(last);
+        }
+        let newest = self.storage().transactions_back(Tid::ZERO, at).next().transpose()?;
+        Ok(newest.map_or(Tid::ZERO, |transaction| transaction.tid))
+    }
+
+    /// What transactions that follow each other from `lo` on did.
+    fn tell(&self, lo: Tid, transactions: Vec<Transaction>) -> Result<Vec<CommitInfo>, ZodbError> {
+        let mut kept = lock(&self.changes);
+        let mut changes = match kept.take().filter(|changes| changes.at() == lo) {
+            Some(changes) => changes,
+            None => Changes::new(&self.nodes, &self.files()?, lo)?,
+        };
+        let mut told = Vec::with_capacity(transactions.len());
+        for transaction in transactions {
+            let base = changes.at();
+            let written = transaction.records.iter().map(|record| record.oid).collect();
+            let files = changes.step(&self.nodes, transaction.tid, &written)?;
+            let bytes = transaction.records.iter().map(|record| record.data_len).sum();
+            told.push(CommitInfo {
+                seq: 0,
+                tid: transaction.tid,
+                base,
+                time_unix_ns: transaction.time_unix_ns(),
+                author: String::from_utf8_lossy(&transaction.user).into_owned(),
+                message: String::from_utf8_lossy(&transaction.description).into_owned(),
+                commit_uuid: uuid::Uuid::nil(),
+                files,
+                tags: Vec::new(),
+                pack_bytes: bytes,
+            });
+        }
+        *kept = Some(changes);
+        Ok(told)
+    }
+
+    fn fill(&self, pieces: &[Piece], buffer: &mut ReadBuffer) -> Result<(), ReadError> {
+        let outside = |at: usize| ReadError::Damaged {
+            object: self.info.url.clone(),
+            offset: at as u64,
+            what: "a piece of a read lies outside of its buffer, or is none of a database",
+        };
+        for piece in pieces {
+            let target = piece.at.checked_add(piece.len).and_then(|end| buffer.get_mut(piece.at..end));
+            let target = target.ok_or_else(|| outside(piece.at))?;
+            match piece.source {
+                PieceSource::Zero => target.fill(0),
+                PieceSource::Object { oid, at, skip, block } => {
+                    self.nodes.read_block(oid, at, (skip as usize, block as usize), target)?;
+                }
+                PieceSource::Raw { .. } | PieceSource::Zstd { .. } => return Err(outside(piece.at)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Store for Database {
+    fn info(&self) -> &StoreInfo {
+        &self.info
+    }
+
+    fn cached_bytes(&self) -> u64 {
+        self.nodes.cached_bytes()
+    }
+
+    fn head(&self) -> Tid {
+        Tid::from_raw(self.head.load(Ordering::SeqCst))
+    }
+
+    fn refresh(&self) -> Load<Result<Tid, ReadError>> {
+        Load::Ready(self.refresh_now().map_err(ReadError::from))
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.storage().trouble()
+    }
+
+    fn wait_for_commits(&self, timeout: Duration) {
+        self.storage().wait_for_commits(timeout);
+    }
+
+    fn wake_follower(&self) {
+        self.storage().wake_follower();
+    }
+
+    fn lookup(&self, txn: &ReadTxn, dir: DirId, name: &[u8]) -> Result<Option<Entry>, ReadError> {
+        let oid = std::str::from_utf8(name).ok().and_then(|name| name.parse::<Oid>().ok());
+        let Some(oid) = oid.filter(|_| dir == DirId::ROOT) else { return Ok(None) };
+        let file = self.nodes.file(oid, txn.at())?;
+        Ok(file.map(|_| Entry::File(FileId::from(oid))))
+    }
+
+    fn list(&self, txn: &ReadTxn, dir: DirId) -> Result<Vec<(Vec<u8>, Entry)>, ReadError> {
+        if dir != DirId::ROOT {
+            return Ok(Vec::new());
+        }
+        let mut names = Vec::new();
+        for oid in self.files()? {
+            if self.nodes.class(oid, txn.at())? == Some(Class::BigFile) {
+                names.push((oid.to_string().into_bytes(), Entry::File(FileId::from(oid))));
+            }
+        }
+        Ok(names)
+    }
+
+    fn dir_name(&self, _dir: DirId) -> Result<Option<(DirId, Vec<u8>)>, ReadError> {
+        Ok(None)
+    }
+
+    fn file(&self, txn: &ReadTxn, file: FileId) -> Result<Option<FileMeta>, ReadError> {
+        Ok(self.file_meta(Oid::from(file), txn.at())?)
+    }
+
+    fn blocks(
+        &self,
+        txn: &ReadTxn,
+        file: FileId,
+        first: BlockIndex,
+        count: BlockCount,
+    ) -> Result<Vec<BlockRun>, ReadError> {
+        let (oid, at) = (Oid::from(file), txn.at());
+        let node = self.nodes.file(oid, at)?.ok_or(ReadError::NoSuchFile { file, at })?;
+        Ok(self.nodes.runs(oid, &node, (first, count), at)?)
+    }
+
+    fn read(&self, pieces: Vec<Piece>, mut buffer: ReadBuffer) -> Load<Result<ReadBuffer, ReadError>> {
+        let filled = self.fill(&pieces, &mut buffer);
+        Load::Ready(filled.map(|()| buffer))
+    }
+
+    fn newest_commit(&self, at: Tid) -> Result<Tid, ReadError> {
+        Ok(self.newest(at)?)
+    }
+
+    fn commits(&self, lo: Tid, hi: Tid, limit: usize) -> Result<Vec<CommitInfo>, ReadError> {
+        let found = self.storage().transactions(lo, hi).map_err(ZodbError::from)?;
+        let found: Result<Vec<_>, _> = found.take(limit).collect();
+        Ok(self.tell(lo, found.map_err(ZodbError::from)?)?)
+    }
+
+    fn commits_back(&self, lo: Tid, hi: Tid, limit: usize) -> Result<Vec<CommitInfo>, ReadError> {
+        let found: Result<Vec<_>, _> = self.storage().transactions_back(lo, hi).take(limit).collect();
+        let mut found = found.map_err(ZodbError::from)?;
+        let Some(oldest) = found.last().map(|transaction| transaction.tid.raw()) else {
+            return Ok(Vec::new());
+        };
+        found.reverse();
+        // What was before it is the same at each state up to it.
+        let mut told = self.tell(Tid::from_raw(oldest.saturating_sub(1)), found)?;
+        told.reverse();
+        Ok(told)
+    }
+
+    fn tags(&self) -> Result<Vec<(String, Tid)>, ReadError> {
+        Ok(Vec::new())
+    }
+
+    fn tag(&self, _name: &str) -> Result<Option<Tid>, ReadError> {
+        Ok(None)
+    }
+}
