@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used)] // a failed step is a failed test
 
+#[path = "zodb/checks.rs"]
+mod checks;
 #[path = "common/live.rs"]
 mod live;
 #[path = "zodb/manifest.rs"]
@@ -11,80 +13,39 @@ mod manifest;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
-use std::sync::Arc;
 
+use checks::{bytes_of, check, check_bytes, check_commits, check_revisions, open};
 use live::{Place, no_fuse};
 use manifest::{Manifest, folder};
-use revfs::store::zodb::{Database, DatabaseOptions};
-use revfs::store::{BufferPool, ReadTxn, Store};
+use revfs::store::{BufferPool, ReadTxn};
 use revfs::view;
-use revfs_protocol::{BlockCount, BlockIndex, FileId, Tid};
-use sha2::{Digest, Sha256};
-
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn open(path: &Path) -> Arc<dyn Store> {
-    Arc::new(Database::open(path, DatabaseOptions::default()).unwrap())
-}
-
-/// All bytes of a file as of a state.
-fn bytes_of(store: &Arc<dyn Store>, file: FileId, at: Tid) -> Option<Vec<u8>> {
-    let txn = ReadTxn::new(store, at).unwrap();
-    let meta = txn.file(file).unwrap()?;
-    let mut all = Vec::new();
-    let pool = BufferPool::new(2, 1);
-    let read = view::read_range(&txn, &meta, 0..u64::MAX, &pool, |bytes| {
-        all.extend_from_slice(bytes);
-        Ok::<(), revfs::store::ReadError>(())
-    });
-    pollster::block_on(read).unwrap();
-    assert_eq!(all.len() as u64, meta.size);
-    Some(all)
-}
-
-/// Compares a file as of a state with the manifest; answers how many blocks were no holes.
-fn check(manifest: &Manifest, name: &str, at: Tid, bytes: &[u8]) -> usize {
-    let block_size = manifest.files[name].1 as usize;
-    assert_eq!(bytes.len() as u64, manifest.size(name, at), "{name} @{at}");
-    let mut stored = 0;
-    for (block, bytes) in bytes.chunks(block_size).enumerate() {
-        let expected = manifest.hash(name, block as u64, at);
-        assert_eq!(sha256(bytes), expected, "{name} block {block} @{at}");
-        stored += usize::from(expected != manifest.hole);
-    }
-    stored
-}
+use revfs_protocol::{FileId, Tid};
 
 #[test]
 fn every_block_of_every_revision_is_read() {
     let Some(folder) = folder("every_block_of_every_revision_is_read") else { return };
     for manifest in Manifest::all(&folder) {
+        assert!(check_bytes(&manifest) > 500);
         let store = open(&manifest.database);
-        assert_eq!(Some(&store.head()), manifest.tids.last());
-        let mut checked = 0;
-        for at in &manifest.tids {
-            for (name, (oid, _)) in &manifest.files {
-                let bytes = bytes_of(&store, FileId::from(*oid), *at).unwrap();
-                checked += check(&manifest, name, *at, &bytes);
-                // A state between two transactions is that of the earlier one.
-                let next = Tid::from_raw(at.raw() + 1);
-                if next < store.head() {
-                    assert!(bytes_of(&store, FileId::from(*oid), next).unwrap() == bytes);
-                }
-            }
-            for other in &manifest.others {
-                assert_eq!(bytes_of(&store, FileId::from(*other), *at), None);
-            }
-        }
-        assert!(checked > 500, "{checked}");
         let before = Tid::from_raw(1);
         assert!(
             manifest.files.values().all(|(oid, _)| bytes_of(&store, FileId::from(*oid), before).is_none())
         );
     }
+}
+
+#[test]
+fn commits_tell_what_they_changed() {
+    let Some(folder) = folder("commits_tell_what_they_changed") else { return };
+    for manifest in Manifest::all(&folder) {
+        assert!(check_commits(&manifest) > 50);
+    }
+}
+
+#[test]
+fn the_revision_of_a_block_has_its_bytes() {
+    let Some(folder) = folder("the_revision_of_a_block_has_its_bytes") else { return };
+    Manifest::all(&folder).iter().for_each(check_revisions);
 }
 
 #[test]
@@ -109,95 +70,6 @@ fn the_samples_of_all_pickle_protocols_are_read() {
         for (offset, len) in [(3 * BLOCK + 4095, 2), (3 * BLOCK - 1, 3), (4 * BLOCK - 4097, 9000)] {
             let part = pollster::block_on(view::read(&txn, &meta, offset as u64, len, &pool).wait()).unwrap();
             assert!(part[..] == expected[offset..(offset + len).min(expected.len())], "{name} {offset}");
-        }
-    }
-}
-
-/// Blocks that the store says a commit changed, by file.
-fn told(commit: &revfs::store::CommitInfo) -> BTreeMap<FileId, BTreeSet<u64>> {
-    let blocks = |change: &revfs::store::FileChange| {
-        let blocks = change.blocks.iter();
-        let few = blocks.flat_map(|(first, count)| {
-            let end = first.raw().saturating_add(count.raw());
-            first.raw()..end.min(1 << 20)
-        });
-        few.collect()
-    };
-    commit.files.iter().map(|change| (change.file, blocks(change))).collect()
-}
-
-#[test]
-fn commits_tell_what_they_changed() {
-    let Some(folder) = folder("commits_tell_what_they_changed") else { return };
-    for manifest in Manifest::all(&folder) {
-        let store = open(&manifest.database);
-        let all = store.commits(Tid::ZERO, store.head(), usize::MAX).unwrap();
-        let mut told_blocks = 0;
-        let mut changed_blocks = 0;
-        for commit in &all {
-            let told = told(commit);
-            for (name, (oid, _)) in &manifest.files {
-                let none = BTreeSet::new();
-                let told = told.get(&FileId::from(*oid)).unwrap_or(&none);
-                let created = commit.files.iter().any(|file| file.file == FileId::from(*oid) && file.created);
-                let changed = manifest.changed(name, commit.tid);
-                assert!(
-                    created || told.is_superset(&changed),
-                    "{name} @{}: {told:?} {changed:?}",
-                    commit.tid
-                );
-                told_blocks += if created { 0 } else { told.len() };
-                changed_blocks += if created { 0 } else { changed.len() };
-                let size = commit.files.iter().find(|file| file.file == FileId::from(*oid));
-                assert_eq!(
-                    size.map_or(manifest.size(name, commit.tid), |file| file.size),
-                    manifest.size(name, commit.tid)
-                );
-            }
-        }
-        assert!(changed_blocks > 50);
-        // An object may be saved again as it was; not many are.
-        assert!(told_blocks <= changed_blocks + changed_blocks / 10, "{told_blocks} of {changed_blocks}");
-        // Told in steps, or backwards, it is the same.
-        let mut steps = Vec::new();
-        let mut lo = Tid::ZERO;
-        while let Some(commit) = store.commits(lo, store.head(), 3).unwrap().into_iter().next_back() {
-            steps.extend(store.commits(lo, commit.tid, usize::MAX).unwrap());
-            lo = commit.tid;
-        }
-        let files = |commits: &[revfs::store::CommitInfo]| {
-            commits.iter().map(|commit| (commit.tid, commit.files.clone())).collect::<Vec<_>>()
-        };
-        assert_eq!(files(&steps), files(&all));
-        let mut back = store.commits_back(Tid::ZERO, store.head(), 7).unwrap();
-        back.reverse();
-        assert_eq!(files(&back), files(&all[all.len() - 7..]));
-    }
-}
-
-/// A revision that is told for a block is one from which on it has the same bytes.
-#[test]
-fn the_revision_of_a_block_has_its_bytes() {
-    let Some(folder) = folder("the_revision_of_a_block_has_its_bytes") else { return };
-    for manifest in Manifest::all(&folder) {
-        let store = open(&manifest.database);
-        for at in &manifest.tids {
-            let txn = ReadTxn::new(&store, *at).unwrap();
-            for (name, (oid, _)) in &manifest.files {
-                let runs = txn.blocks(FileId::from(*oid), BlockIndex::new(0), BlockCount::new(1000)).unwrap();
-                let mut next = 0;
-                for run in runs {
-                    assert_eq!(run.first.raw(), next, "no gap");
-                    next += run.count;
-                    assert!(run.rev <= *at);
-                    for block in run.first.raw()..next.min(200) {
-                        let (then, now) =
-                            (manifest.hash(name, block, run.rev), manifest.hash(name, block, *at));
-                        assert_eq!(then, now, "{name} block {block} @{at}, of @{}", run.rev);
-                    }
-                }
-                assert_eq!(next, 1000);
-            }
         }
     }
 }

@@ -1,4 +1,6 @@
-//! The manifests beside the databases: which block of which file had which bytes as of which transaction.
+//! Manifests: which block of which file had which bytes as of which transaction, as ZODB in Python reads it.
+
+#![allow(dead_code, clippy::unwrap_used)] // each test program uses a part; a test ends at the first surprise
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -41,6 +43,11 @@ impl Manifest {
 
     fn read(database: &Path) -> Manifest {
         let text = fs::read_to_string(format!("{}.manifest", database.display())).unwrap();
+        Manifest::parse(database, &text)
+    }
+
+    /// What a text says of a database.
+    pub fn parse(database: &Path, text: &str) -> Manifest {
         let mut manifest = Manifest {
             database: database.to_owned(),
             hole: String::new(),
@@ -92,11 +99,16 @@ impl Manifest {
         known.map_or(self.hole.as_str(), |(_, hash)| hash)
     }
 
+    /// Blocks of a file that were written or taken away at a tid.
+    pub fn written(&self, name: &str, tid: Tid) -> BTreeSet<u64> {
+        let of_it = self.blocks.keys().filter(|(file, _, at)| file == name && *at == tid);
+        of_it.map(|(_, block, _)| *block).collect()
+    }
+
     /// Blocks of a file whose bytes changed at a tid. Some were written and stayed as they were.
     pub fn changed(&self, name: &str, tid: Tid) -> BTreeSet<u64> {
         let before = Tid::from_raw(tid.raw() - 1);
-        let of_it = self.blocks.keys().filter(|(file, _, at)| file == name && *at == tid);
-        let blocks = of_it.map(|(_, block, _)| *block);
+        let blocks = self.written(name, tid).into_iter();
         blocks.filter(|block| self.hash(name, *block, tid) != self.hash(name, *block, before)).collect()
     }
 }

@@ -204,7 +204,10 @@ class Editor:
         ]
         if not blocks:
             return False
-        self.rng.choice(blocks).chunks.clear()
+        zblk = self.rng.choice(blocks)
+        zblk.chunks.clear()
+        # As wendelin.core does: who follows changes looks at blocks, not at their chunks.
+        zblk._p_changed = True
         return True
 
     def new_table(self, root):

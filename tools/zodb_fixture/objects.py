@@ -112,7 +112,7 @@ class ZBlk1(Persistent):
         return (saved(self), saved(self.chunks), *((start, saved(chunk)) for start, chunk in self.chunks.items()))
 
     def put(self, data, cuts):
-        """Makes `data` the content, in chunks that begin at `cuts` (ascending, from 0): saves only what differs."""
+        """Makes `data` the content, in chunks that begin at `cuts` (ascending, from 0): saves itself and what differs."""
         wanted = {}
         for start, end in zip(cuts, [*cuts[1:], len(data)], strict=True):
             piece = data[start:end].rstrip(b"\0")
@@ -127,6 +127,8 @@ class ZBlk1(Persistent):
                 self.chunks[offset] = ZData(piece)
             elif chunk.data != piece:
                 chunk.data = piece
+        # As wendelin.core does: who follows changes looks at blocks, not at their chunks.
+        self._p_changed = True
 
 
 FORMATS = {"ZBlk0": ZBlk0, "ZBlk1": ZBlk1}

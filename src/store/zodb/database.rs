@@ -89,7 +89,7 @@ impl Database {
         self.nodes.storage()
     }
 
-    /// All objects that are files in the newest state that has them, ascending. The first call looks at each object.
+    /// All objects that are files, or were before they were deleted, ascending. The first call looks at each object.
     ///
     /// # Errors
     /// The storage does not answer. A record that cannot be read is no file, and the log says so.
@@ -100,7 +100,7 @@ impl Database {
         }
         let mut files = BTreeSet::new();
         for oid in self.storage().oids() {
-            if self.is_file(oid, Tid::MAX)? {
+            if self.was_file(oid)? {
                 files.insert(oid);
             }
         }
@@ -108,8 +108,8 @@ impl Database {
         Ok(files)
     }
 
-    fn is_file(&self, oid: Oid, at: Tid) -> Result<bool, ZodbError> {
-        match self.nodes.class(oid, at) {
+    fn was_file(&self, oid: Oid) -> Result<bool, ZodbError> {
+        match self.nodes.last_class(oid) {
             Ok(class) => Ok(class == Some(Class::BigFile)),
             Err(error) if error.is_damage() => {
                 log::warn!("{error}");
@@ -128,7 +128,7 @@ impl Database {
                 if let Some(files) = &mut *known {
                     for transaction in self.storage().transactions(from, to)? {
                         for record in transaction?.records {
-                            if self.is_file(record.oid, to)? {
+                            if self.was_file(record.oid)? {
                                 files.insert(record.oid);
                             }
                         }

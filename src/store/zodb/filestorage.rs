@@ -266,16 +266,28 @@ impl FileStorage {
         result
     }
 
+    /// The newest state of an object that exists, or of one that was deleted the last before that. None if there is none.
+    ///
+    /// # Errors
+    /// The file is damaged or cannot be read.
+    pub fn peek_last(&self, oid: Oid) -> Result<Option<Peeked>, FileStorageError> {
+        let (file, end, newest) = self.newest(oid);
+        newest.map_or(Ok(None), |newest| file.last(oid, newest, end))
+    }
+
     /// The tid of the oldest record of an object that is left; None if it has none.
     ///
     /// # Errors
     /// The file is damaged or cannot be read.
     pub fn oldest_serial(&self, oid: Oid) -> Result<Option<Tid>, FileStorageError> {
-        let (file, end, newest) = {
-            let state = self.read();
-            (Arc::clone(&state.file), state.cursor.end, state.index.get(oid))
-        };
+        let (file, end, newest) = self.newest(oid);
         newest.map(|newest| file.oldest_serial(oid, newest, end)).transpose()
+    }
+
+    /// The file, where the last transaction that was taken up ends, and the newest record of an object.
+    fn newest(&self, oid: Oid) -> (Arc<DataFile>, u64, Option<u64>) {
+        let state = self.read();
+        (Arc::clone(&state.file), state.cursor.end, state.index.get(oid))
     }
 
     /// All objects that have a record, ascending.

@@ -124,9 +124,12 @@ impl Nodes {
     /// # Errors
     /// See [`ZodbError`]; so for all below.
     pub fn class(&self, oid: Oid, at: Tid) -> Result<Option<Class>, ZodbError> {
-        let Some(peeked) = self.storage.peek(oid, at)? else { return Ok(None) };
-        let class = objects::class_of_start(&peeked.start);
-        Ok(Some(class.map_err(|source| ZodbError::Object { oid, serial: peeked.serial, source })?))
+        self.storage.peek(oid, at)?.map(|peeked| class_of(oid, &peeked)).transpose()
+    }
+
+    /// The class of an object, or the one that it had before it was deleted.
+    pub fn last_class(&self, oid: Oid) -> Result<Option<Class>, ZodbError> {
+        self.storage.peek_last(oid)?.map(|peeked| class_of(oid, &peeked)).transpose()
     }
 
     /// An object and its serial; None if it does not exist.
@@ -246,6 +249,11 @@ impl Nodes {
         }
         Ok(None)
     }
+}
+
+fn class_of(oid: Oid, peeked: &Peeked) -> Result<Class, ZodbError> {
+    let class = objects::class_of_start(&peeked.start);
+    class.map_err(|source| ZodbError::Object { oid, serial: peeked.serial, source })
 }
 
 /// The entries of a leaf whose keys are in `keys`.

@@ -91,6 +91,21 @@ impl DataFile {
         self.absent(at, end).map(|()| None)
     }
 
+    /// The newest state of an object whose newest record is at `newest`, before `end`, or of one that was deleted the last
+    /// before that.
+    pub(super) fn last(&self, oid: Oid, newest: u64, end: u64) -> Result<Option<Peeked>, FileStorageError> {
+        let (mut limit, mut pos) = (end, newest);
+        while pos != 0 {
+            let start = self.start(oid, pos, limit)?;
+            let (serial, previous) = (start.header.serial, start.header.previous);
+            if let Some(start) = self.with_data(oid, start)? {
+                return Ok(Some(start.peeked(serial)));
+            }
+            (limit, pos) = (pos, previous);
+        }
+        Ok(None)
+    }
+
     /// The serial of the oldest record of an object whose newest is at `newest`, before `end`.
     pub(super) fn oldest_serial(&self, oid: Oid, newest: u64, end: u64) -> Result<Tid, FileStorageError> {
         let (mut limit, mut pos, mut serial) = (end, newest, Tid::ZERO);
