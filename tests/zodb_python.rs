@@ -7,6 +7,8 @@
 
 #[path = "zodb/checks.rs"]
 mod checks;
+#[path = "common/link.rs"]
+mod link;
 #[path = "common/live.rs"]
 mod live;
 #[path = "zodb/manifest.rs"]
@@ -17,8 +19,10 @@ mod python;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use checks::{check_bytes, check_commits, check_revisions, sha256};
+use link::{Pins, WatchFile};
 use live::{Live, Place, no_fuse, slow};
 use manifest::Manifest;
 use python::{Writer, python, run};
@@ -39,13 +43,17 @@ fn options(seed: u64) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
+/// Seeds to play, each said as its turn comes.
+fn seeds() -> impl Iterator<Item = u64> {
+    let one = std::env::var("REVFS_ZODB_SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
+    let count = if slow() { SEEDS_SLOW } else { SEEDS };
+    one.map_or(1..count + 1, |seed| seed..seed + 1).inspect(|seed| eprintln!("REVFS_ZODB_SEED={seed}"))
+}
+
 #[test]
 fn random_databases_are_read() {
     let Some(python) = python("random_databases_are_read") else { return };
-    let one = std::env::var("REVFS_ZODB_SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
-    let count = if slow() { SEEDS_SLOW } else { SEEDS };
-    for seed in one.map_or(1..count + 1, |seed| seed..seed + 1) {
-        eprintln!("REVFS_ZODB_SEED={seed}");
+    for seed in seeds() {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("Data.fs");
         let options = options(seed);
@@ -161,4 +169,108 @@ fn read_all<'a>(
         bytes.ok().map(|bytes| (oid.clone(), bytes))
     };
     oids.filter_map(read).collect()
+}
+
+/// A client that works on a file as of a state.
+struct View {
+    link: WatchFile,
+    name: String,
+    oid: String,
+    at: String,
+    pins: Pins,
+}
+
+impl View {
+    /// Sets the watch up or moves it.
+    fn watch(&mut self, at: &str) {
+        let (pins, answer) = self.link.ask_and_ack(&format!("watch {} @{at}", self.oid));
+        assert!(answer.starts_with("ok"), "{} @{at}: {answer}", self.name);
+        self.pins.extend(pins);
+        at.clone_into(&mut self.at);
+    }
+
+    /// What it sees is what Python reads at its state.
+    fn check(&self, writer: &mut Writer, live: &Live, heads: &BTreeMap<String, Vec<u8>>) {
+        let head = &heads[&self.oid];
+        let size: usize = writer.ask(&format!("size {} {}", self.name, self.at), "size").parse().unwrap();
+        for block in 0..size / BLOCK {
+            let to = self.pins.get(&(block as u64)).filter(|to| *to != "@head");
+            let pinned = to.map(|to| fs::read(live.path(&format!("{to}/bigfile/{}", self.oid))).unwrap());
+            let mut bytes: Vec<u8> =
+                pinned.as_ref().unwrap_or(head).iter().skip(block * BLOCK).take(BLOCK).copied().collect();
+            bytes.resize(BLOCK, 0);
+            let expected = writer.ask(&format!("sha {} {} {block}", self.name, self.at), "sha");
+            assert_eq!(sha256(&bytes), expected, "{} block {block} @{} by {to:?}", self.name, self.at);
+        }
+    }
+}
+
+/// Does what may wait for the clients.
+fn while_acking<T: Send>(views: &mut [View], job: impl FnOnce() -> T + Send) -> T {
+    let done = std::thread::scope(|scope| {
+        let job = scope.spawn(job);
+        while !job.is_finished() {
+            views.iter_mut().for_each(|view| view.link.ack_waiting(&mut view.pins));
+            std::thread::yield_now();
+        }
+        job.join().unwrap()
+    });
+    // What was sent at last.
+    views.iter_mut().for_each(|view| view.link.ack_waiting(&mut view.pins));
+    done
+}
+
+#[test]
+fn clients_keep_their_revisions_of_a_database() {
+    if no_fuse("clients_keep_their_revisions_of_a_database") {
+        return;
+    }
+    let Some(python) = python("clients_keep_their_revisions_of_a_database") else { return };
+    // One takes some seconds.
+    seeds().step_by(4).for_each(|seed| clients_keep_their_revisions(&python, seed));
+}
+
+fn clients_keep_their_revisions(python: &Path, seed: u64) {
+    let place = Place::empty();
+    let database = place.path("Data.fs");
+    let seed = seed.to_string();
+    let options =
+        ["--seed", &seed, "--leaf", "3", "--inner", "3", "--block-size", "4096", "--format", "mixed"];
+    let mut writer = Writer::start(python, &database, &options);
+    let before: Vec<String> = (0..10).map(|_| writer.ask("commit", "tid")).collect();
+    let live = place.mount_store("Data.fs", "m", &[]);
+    let mut tids = before.clone();
+    let mut views: Vec<View> = Vec::new();
+    let mut pinned = 0;
+    for round in 0..30 {
+        let tid = writer.ask("commit", "tid");
+        // A file that becomes shorter does so when all have pinned what it loses.
+        while_acking(&mut views, || live.wait(&tid));
+        tids.push(tid);
+        if round % 3 == 0 {
+            // States from before the server was there, too.
+            let at = tids[(round * 7) % tids.len()].clone();
+            for (name, (oid, _)) in hashes(&mut writer, &at) {
+                let link = WatchFile::open(&live.path(""));
+                let mut view = View { link, name, oid, at: String::new(), pins: Pins::new() };
+                view.watch(&at);
+                views.push(view);
+            }
+        }
+        if round % 5 == 4 {
+            let moved = round % views.len();
+            let now = tids.iter().position(|tid| *tid == views[moved].at).unwrap();
+            let at = tids[(now + tids.len()) / 2].clone();
+            views[moved].watch(&at);
+        }
+        let oids: Vec<String> = hashes(&mut writer, "head").into_values().map(|(oid, _)| oid).collect();
+        let heads = while_acking(&mut views, || read_all(&live, "head", oids.iter()));
+        views.iter().for_each(|view| view.check(&mut writer, &live, &heads));
+        pinned = views.iter().map(|view| view.pins.len()).sum();
+    }
+    assert!(pinned > 50, "{pinned}");
+    assert_eq!(live.stat("kills"), 0);
+    drop(views);
+    place.ok(&["umount", "m"]);
+    place.expect_nothing_left();
 }

@@ -94,6 +94,15 @@ impl WatchFile {
         }
     }
 
+    /// Acks the pins that have come, and adds their blocks; later ones count.
+    pub fn ack_waiting(&mut self, pins: &mut Pins) {
+        while let Ok(frame) = self.lines.try_recv() {
+            let mut more = Pins::new();
+            self.ack(&frame, &mut more);
+            pins.extend(more);
+        }
+    }
+
     /// Acks a pin and adds its blocks.
     pub fn ack(&mut self, frame: &str, pins: &mut Pins) {
         let words: Vec<&str> = frame.split(' ').collect();
