@@ -269,13 +269,19 @@ impl Server {
         self.options.processes.as_ref().ok_or_else(|| "this server looks after no processes".to_owned())
     }
 
-    /// From now on no file is opened: the server stops.
+    /// From now on no file is opened: the server stops. Only clients with watches may still have to, to do what they
+    /// were told to map.
     pub fn refuse_opens(&self) {
         self.refusing.store(true, Ordering::SeqCst);
     }
 
-    /// Whether the server stops and opens no more files.
-    pub fn is_refusing(&self) -> bool {
+    /// Whether the server stops and opens no files for a thread any more.
+    pub fn is_refusing(&self, thread: u32) -> bool {
+        self.is_stopping_service() && !self.is_client(thread)
+    }
+
+    /// Whether the server stops.
+    pub fn is_stopping_service(&self) -> bool {
         self.refusing.load(Ordering::SeqCst)
     }
 

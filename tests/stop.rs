@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used)] // a failed step is a failed test
 
+#[path = "common/link.rs"]
+mod link;
 #[path = "common/live.rs"]
 mod live;
 #[path = "common/mapping.rs"]
@@ -19,6 +21,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use link::{WatchFile, file_id};
 use live::{
     Guarded, Live, Place, mounts_below, no_fuse, no_root, runtime_files_of, servers_of, signal_to, wait_for,
     wait_until,
@@ -189,6 +192,33 @@ fn a_server_that_stops_waits_for_users_that_let_go_and_takes_no_new_ones() {
     drop(file);
     place.expect_nothing_left();
     assert!(!place.path("m").exists());
+}
+
+/// It may be in the midst of obeying a pin when the server begins to stop.
+#[test]
+fn a_server_that_stops_opens_files_for_its_clients_alone() {
+    if no_fuse("a_server_that_stops_opens_files_for_its_clients_alone") {
+        return;
+    }
+    let (place, live) = served();
+    let at = live.at();
+    let mut client = WatchFile::open(&live.path(""));
+    assert_eq!(client.ask_and_ack(&format!("watch {} @{at}", file_id(&live.head("a")))).1, "ok");
+    std::thread::scope(|scope| {
+        let stop = scope.spawn(|| place.run(&["umount", "m", "--timeout", "20s"]));
+        assert_eq!(client.hear(), "0 error: shutting down");
+        assert_eq!(fs::read(live.rev(&at, "a")).unwrap(), noise(300_000, 1));
+        assert_eq!(
+            errno_of(File::options().read(true).write(true).open(live.path("head/watch"))),
+            Errno::SHUTDOWN
+        );
+        let other = Command::new("cat").arg(live.rev(&at, "a")).stderr(Stdio::piped()).output().unwrap();
+        assert!(!other.status.success());
+        drop(client);
+        let stop = stop.join().unwrap();
+        assert_eq!(stop.code(), 0, "{}", stop.err);
+    });
+    place.expect_nothing_left();
 }
 
 #[test]

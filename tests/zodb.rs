@@ -13,11 +13,14 @@ mod manifest;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::sync::Arc;
 
-use checks::{bytes_of, check, check_bytes, check_commits, check_revisions, open};
-use live::{Place, no_fuse};
+use checks::{bytes_of, check, check_bytes, check_commits, check_revisions, open, try_bytes_of};
+use live::{Place, no_fuse, slow};
 use manifest::{Manifest, folder};
-use revfs::store::{BufferPool, ReadTxn};
+use revfs::store::zodb::filestorage::FileStorage;
+use revfs::store::zodb::{Database, DatabaseOptions};
+use revfs::store::{BufferPool, ReadTxn, Store};
 use revfs::view;
 use revfs_protocol::{FileId, Tid};
 
@@ -123,6 +126,68 @@ fn a_mount_serves_a_database_while_it_grows() {
         place.ok(&["umount", "m"]);
         place.expect_nothing_left();
     }
+}
+
+/// What is damaged is an error, or read as it is; nothing else comes to harm.
+#[test]
+fn a_damaged_database_harms_nobody() {
+    let Some(folder) = folder("a_damaged_database_harms_nobody") else { return };
+    let seed = std::env::var("REVFS_ZODB_SEED").map_or(1, |seed| seed.parse::<u64>().unwrap());
+    eprintln!("REVFS_ZODB_SEED={seed}");
+    let mut state = seed;
+    let mut below = |bound: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % bound
+    };
+    let name = folder.join("deep.fs");
+    let whole = fs::read(&name).unwrap();
+    let intact = FileStorage::open(&name, None).unwrap();
+    let transactions = intact.transactions(Tid::ZERO, Tid::MAX).unwrap().map(Result::unwrap);
+    let records: Vec<usize> =
+        transactions.flat_map(|t| t.records).map(|record| record.pos as usize).collect();
+    let manifest = &Manifest::all(&folder)[1];
+    let dir = tempfile::tempdir().unwrap();
+    let database = dir.path().join("Data.fs");
+    let (mut failed, mut right) = (0, 0);
+    for round in 0..if slow() { 2000 } else { 30 } {
+        let mut bytes = whole.clone();
+        if round % 5 == 4 {
+            bytes.truncate(4 + below(bytes.len() - 4));
+        } else {
+            // Headers and the beginnings of pickles, not the bytes of blocks.
+            for _ in 0..3 {
+                let at = (records[below(records.len())] + below(200)).min(bytes.len() - 1);
+                bytes[at] ^= 1 << below(8);
+            }
+        }
+        fs::write(&database, bytes).unwrap();
+        let Ok(store) = Database::open(&database, DatabaseOptions::default()) else {
+            failed += 1;
+            continue;
+        };
+        let store: Arc<dyn Store> = Arc::new(store);
+        let at = Tid::from_raw(store.head().raw().min(manifest.tids[below(manifest.tids.len())].raw()));
+        for (oid, _) in manifest.files.values() {
+            for at in [at, store.head()] {
+                match try_bytes_of(&store, FileId::from(*oid), at) {
+                    Ok(_) => right += 1,
+                    Err(error) => {
+                        assert!(
+                            error.to_string().contains("Data.fs") || error.to_string().contains("object"),
+                            "{error}"
+                        );
+                        failed += 1;
+                    }
+                }
+            }
+        }
+        for commits in
+            [store.commits(Tid::ZERO, store.head(), 1000), store.commits_back(Tid::ZERO, store.head(), 5)]
+        {
+            failed += usize::from(commits.is_err());
+        }
+    }
+    assert!(failed > 0 && right > 50, "{failed} {right}");
 }
 
 /// Where each transaction of a FileStorage ends.

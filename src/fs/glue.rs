@@ -311,7 +311,10 @@ impl Filesystem for Glue {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if self.tree.server().is_refusing() {
+        let server = self.tree.server();
+        if server.is_stopping_service()
+            && (matches!(self.tree.key(ino.0), Ok(Key::HeadWatch)) || server.is_refusing(req.pid()))
+        {
             return reply.error(Errno::ESHUTDOWN);
         }
         match self.open_file(ino.0, flags, req.pid()) {

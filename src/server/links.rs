@@ -252,6 +252,16 @@ impl Server {
         Ok(link)
     }
 
+    /// Whether a thread is of a process that has a watch, or had one when the server began to stop.
+    pub(super) fn is_client(&self, thread: u32) -> bool {
+        let Some(pid) = self.processes().ok().and_then(|processes| processes.pid_of(thread)) else {
+            return false;
+        };
+        // In this order: a link that has ended by now was said to be abandoned before.
+        let watches = |link: &Arc<WatchLink>| link.process.pid() == pid && link.stats().watches > 0;
+        self.links.all().iter().any(watches) || self.abandoned.load().pids.contains(&pid)
+    }
+
     /// Reads at most `max` bytes of a link; `reply` is called when there are some, maybe before this returns.
     pub fn read_link(&self, link: &Arc<WatchLink>, thread: u32, max: usize, reply: LinkReply) {
         link.state().readers.push_back(Reader { thread, max, reply });

@@ -85,9 +85,11 @@ impl Puppet {
 
     /// Waits for a line that begins so; answers all until then.
     pub fn until(&mut self, start: &str) -> Vec<String> {
-        let mut lines = Vec::new();
+        let mut lines: Vec<String> = Vec::new();
         loop {
-            let line = self.hear();
+            let line = self.lines.recv_timeout(SOON);
+            let line =
+                line.unwrap_or_else(|error| panic!("{}: no {start:?} in {lines:?}: {error}", self.name));
             let found = line.starts_with(start);
             lines.push(line);
             if found {

@@ -14,6 +14,9 @@ use sha2::{Digest, Sha256};
 
 use crate::manifest::Manifest;
 
+/// No file of a sample is larger; one of a damaged database may be told to be.
+const SIZE_MAX: u64 = 64 << 20;
+
 /// In hex.
 pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
@@ -25,17 +28,22 @@ pub fn open(path: &Path) -> Arc<dyn Store> {
 
 /// All bytes of a file as of a state; none if it does not exist.
 pub fn bytes_of(store: &Arc<dyn Store>, file: FileId, at: Tid) -> Option<Vec<u8>> {
-    let txn = ReadTxn::new(store, at).unwrap();
-    let meta = txn.file(file).unwrap()?;
+    try_bytes_of(store, file, at).unwrap()
+}
+
+/// The same of a database that may be damaged.
+pub fn try_bytes_of(store: &Arc<dyn Store>, file: FileId, at: Tid) -> Result<Option<Vec<u8>>, ReadError> {
+    let txn = ReadTxn::new(store, at)?;
+    let Some(meta) = txn.file(file)? else { return Ok(None) };
     let mut all = Vec::new();
     let pool = BufferPool::new(2, 1);
-    let read = view::read_range(&txn, &meta, 0..u64::MAX, &pool, |bytes| {
+    let read = view::read_range(&txn, &meta, 0..SIZE_MAX, &pool, |bytes| {
         all.extend_from_slice(bytes);
         Ok::<(), ReadError>(())
     });
-    pollster::block_on(read).unwrap();
-    assert_eq!(all.len() as u64, meta.size);
-    Some(all)
+    pollster::block_on(read)?;
+    assert_eq!(all.len() as u64, meta.size.min(SIZE_MAX));
+    Ok(Some(all))
 }
 
 /// Compares a file as of a state with the manifest; answers how many blocks were no holes.
