@@ -260,6 +260,17 @@ pub struct StoreInfo {
     pub local_root: Option<std::path::PathBuf>,
 }
 
+/// One thing that is wrong, or left over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Name of the object.
+    pub object: String,
+    /// What is wrong with it.
+    pub what: String,
+    /// Data is lost or cannot be trusted; else it only takes room.
+    pub damage: bool,
+}
+
 /// A store of revisions. All methods may be called from many threads at once.
 ///
 /// `at` may be any number up to head, not only one at which something was committed.

@@ -202,3 +202,61 @@ fn ends_of(file: &[u8]) -> BTreeMap<Tid, usize> {
     }
     ends
 }
+
+#[test]
+fn verify_reads_all_of_a_database_and_names_what_is_damaged() {
+    let Some(folder) = folder("verify_reads_all_of_a_database") else { return };
+    let place = Place::empty();
+    let name = folder.join("plain.fs");
+    let whole = fs::read(&name).unwrap();
+    let database = place.path("Data.fs");
+    fs::write(&database, &whole).unwrap();
+    let said = place.ok(&["verify", "Data.fs"]);
+    assert!(said.starts_with("whole: 17 transactions and ") && said.contains(", 4 files at @"), "{said}");
+    assert!(place.ok(&["verify", "Data.fs", "--quick"]).contains("0 B of records read"));
+    // The newest record of a file: its pickle gets an opcode that there is not.
+    let storage = FileStorage::open(&name, None).unwrap();
+    let transactions = storage.transactions(Tid::ZERO, Tid::MAX).unwrap().map(Result::unwrap);
+    let records = transactions.flat_map(|transaction| transaction.records);
+    let file = records.filter(|record| record.oid.raw() == 2).last().unwrap();
+    let mut bytes = whole.clone();
+    bytes[file.data_pos() as usize + 2] = 0xff;
+    fs::write(&database, &bytes).unwrap();
+    let damaged = place.run(&["verify", "Data.fs"]);
+    let said = String::from_utf8(damaged.out.clone()).unwrap();
+    assert_eq!(damaged.code(), 7, "{said}");
+    assert!(said.contains("object 0000000000000002 @"), "{said}");
+    assert!(said.contains("DAMAGED (1 finding): 17 transactions"), "{said}");
+    // The others are served, and it is not.
+    place.ok(&["cat", "Data.fs", "0000000000000001", "-o", "one"]);
+    place.fails(&["cat", "Data.fs", "0000000000000002", "-o", "two"], 7, "object 0000000000000002 @");
+    // A tail that is no transaction.
+    bytes = whole.clone();
+    bytes.extend_from_slice(&[0xee; 100]);
+    fs::write(&database, &bytes).unwrap();
+    let damaged = place.run(&["verify", "Data.fs"]);
+    assert_eq!(damaged.code(), 7, "{}", damaged.err);
+}
+
+#[test]
+fn a_database_that_went_back_is_told_and_head_stays() {
+    let Some(folder) = folder("a_database_that_went_back_is_told_and_head_stays") else { return };
+    let whole = fs::read(folder.join("plain.fs")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let database = dir.path().join("Data.fs");
+    fs::write(&database, &whole).unwrap();
+    let store = open(&database);
+    let (head, ends) = (store.head(), ends_of(&whole));
+    assert_eq!(store.trouble(), None);
+    let end = *ends.values().rev().nth(3).unwrap();
+    fs::write(dir.path().join("older"), &whole[..end]).unwrap();
+    fs::rename(dir.path().join("older"), &database).unwrap();
+    let refreshed = pollster::block_on(store.refresh().wait()).unwrap();
+    assert_eq!((refreshed, store.head()), (head, head));
+    assert!(store.trouble().unwrap().contains("went back from @"));
+    // It is right again when all is there again.
+    fs::write(dir.path().join("newer"), &whole).unwrap();
+    fs::rename(dir.path().join("newer"), &database).unwrap();
+    pollster::block_on(store.refresh().wait()).unwrap();
+    assert_eq!(store.trouble(), None);
+}

@@ -294,7 +294,7 @@ EXAMPLES
   revfs log STORE a.bin --since -7d
   revfs log STORE --json | jq -r 'select(.author == \"etl\") | .tid'")]
 pub struct LogArgs {
-    /// Directory of the store
+    /// Directory of the store, or the Data.fs of a ZODB database
     #[arg(value_name = "STORE")]
     pub store: OsString,
     /// A file or directory
@@ -314,7 +314,7 @@ pub struct LogArgs {
 /// List tags.
 #[derive(Args, Debug)]
 pub struct TagsArgs {
-    /// Directory of the store
+    /// Directory of the store, or the Data.fs of a ZODB database
     #[arg(value_name = "STORE")]
     pub store: OsString,
     #[command(flatten)]
@@ -328,7 +328,7 @@ pub struct TagsArgs {
 /// revision. Without NAME also what the store takes on its disk, with all revisions.
 #[derive(Args, Debug)]
 pub struct DuArgs {
-    /// Directory of the store
+    /// Directory of the store, or the Data.fs of a ZODB database
     #[arg(value_name = "STORE")]
     pub store: OsString,
     /// A file, or a directory for all files below it
@@ -345,7 +345,7 @@ pub struct DuArgs {
     after_long_help = "EXAMPLES\n  revfs ls STORE\n  revfs ls STORE 2026-11-21\n  revfs ls STORE -2h --json"
 )]
 pub struct LsArgs {
-    /// Directory of the store
+    /// Directory of the store, or the Data.fs of a ZODB database
     #[arg(value_name = "STORE")]
     pub store: OsString,
     /// The revision
@@ -366,7 +366,7 @@ EXAMPLES
   revfs cat STORE a.bin --at release-1 -o a-then.bin
   revfs cat STORE a.bin --range 1M..2M | xxd")]
 pub struct CatArgs {
-    /// Directory of the store
+    /// Directory of the store, or the Data.fs of a ZODB database
     #[arg(value_name = "STORE")]
     pub store: OsString,
     /// The file
@@ -394,7 +394,7 @@ pub struct CatArgs {
     after_long_help = "EXAMPLES\n  revfs diff STORE -1d head\n  revfs diff STORE release-1 release-2 --json"
 )]
 pub struct DiffArgs {
-    /// Directory of the store
+    /// Directory of the store, or the Data.fs of a ZODB database
     #[arg(value_name = "STORE")]
     pub store: OsString,
     /// The first revision
@@ -417,7 +417,7 @@ pub struct DiffArgs {
     after_long_help = "EXAMPLES\n  revfs verify STORE\n  revfs verify STORE --quick\n  revfs verify STORE --sample 5%"
 )]
 pub struct VerifyArgs {
-    /// Directory of the store
+    /// Directory of the store, or the Data.fs of a ZODB database
     #[arg(value_name = "STORE")]
     pub store: OsString,
     /// Check records and references only, no bytes of blocks

@@ -16,7 +16,8 @@ use crate::ops::commit::{CommitRequest, Committed};
 use crate::ops::edit::Note;
 use crate::ops::log::LogQuery;
 use crate::store::native::{FORMAT_VERSION, InitOptions, NativeStore, VerifyOptions, VerifyReport};
-use crate::store::{Codec, ReadTxn, Store};
+use crate::store::zodb::DatabaseReport;
+use crate::store::{Codec, ReadError, ReadTxn, Store};
 use crate::view;
 
 use super::args::{
@@ -24,6 +25,7 @@ use super::args::{
     MvArgs, NoteArgs, RmArgs, TagArgs, TagsArgs, VerifyArgs,
 };
 use super::mount::MountPlan;
+use super::open::Opened;
 use super::output::{Output, RawStdout, say};
 use super::progress::Bar;
 use super::{CliError, ExitCode, ServeError, definition, open, render, serve, status, watch};
@@ -261,17 +263,28 @@ fn diff(args: &DiffArgs) -> Result<(), CliError> {
 }
 
 fn verify(args: &VerifyArgs) -> Result<ExitCode, CliError> {
-    let store = open::open(&args.store)?;
-    let options = VerifyOptions { quick: args.quick, sample_percent: args.sample };
     let bar = Bar::bytes("checking");
     let mut progress = |done, total| bar.show(done, Some(total));
-    let report = runtime()?.block_on(store.verify(&options, &mut progress));
-    bar.clear();
-    let report = report?;
     let mut output = Output::new(args.json.json);
-    output.put(&Verified::of(&report), |_| render::verify(&report))?;
+    let damaged = match open::open_any(&args.store)? {
+        Opened::Native(store) => {
+            let options = VerifyOptions { quick: args.quick, sample_percent: args.sample };
+            let report = runtime()?.block_on(store.verify(&options, &mut progress));
+            bar.clear();
+            let report = report?;
+            output.put(&Verified::of(&report), |_| render::verify(&report))?;
+            report.is_damaged()
+        }
+        Opened::Zodb(database) => {
+            let report = database.verify(args.quick, args.sample, &mut progress);
+            bar.clear();
+            let report = report.map_err(ReadError::from)?;
+            output.put(&DatabaseVerified::of(&report), |_| render::verify_database(&report))?;
+            report.is_damaged()
+        }
+    };
     output.finish()?;
-    Ok(if report.is_damaged() { ExitCode::Damaged } else { ExitCode::Ok })
+    Ok(if damaged { ExitCode::Damaged } else { ExitCode::Ok })
 }
 
 /// A report as JSON.
@@ -302,6 +315,35 @@ impl Verified<'_> {
             packs: report.packs,
             bytes: report.bytes,
             findings: found.map(|f| Found { object: &f.object, what: &f.what, damage: f.damage }).collect(),
+        }
+    }
+}
+
+/// A report on a database as JSON.
+#[derive(Serialize)]
+struct DatabaseVerified<'a> {
+    tid: String,
+    damaged: bool,
+    transactions: u64,
+    records: u64,
+    files: u64,
+    bytes: u64,
+    findings: Vec<Found<'a>>,
+    more: u64,
+}
+
+impl DatabaseVerified<'_> {
+    fn of(report: &DatabaseReport) -> DatabaseVerified<'_> {
+        let found = report.findings.iter();
+        DatabaseVerified {
+            tid: report.head.to_string(),
+            damaged: report.is_damaged(),
+            transactions: report.transactions,
+            records: report.records,
+            files: report.files,
+            bytes: report.bytes,
+            findings: found.map(|f| Found { object: &f.object, what: &f.what, damage: f.damage }).collect(),
+            more: report.more,
         }
     }
 }

@@ -25,7 +25,7 @@ EXAMPLES
   revfs mount /data/store /mnt/store --allow-other --cache 4G --log /var/log/revfs.log
   sha256sum /mnt/store/@2026-11-21/bigfile/a.bin")]
 pub struct MountArgs {
-    /// Directory of the store
+    /// Directory of the store, or the Data.fs of a ZODB database
     #[arg(value_name = "STORE")]
     pub store: OsString,
     /// Directory to mount at

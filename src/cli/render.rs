@@ -7,7 +7,9 @@ use revfs_protocol::{BlockSize, format_size};
 use crate::ops::diff::{Change, DiffEntry};
 use crate::ops::log::{LogEntry, LogFile, TagEntry};
 use crate::ops::ls::{Du, LsEntry};
+use crate::store::Finding;
 use crate::store::native::VerifyReport;
+use crate::store::zodb::DatabaseReport;
 
 /// A table: cells are aligned by their columns, but for the last one.
 struct Table {
@@ -192,22 +194,33 @@ fn diff_entry(entry: &DiffEntry) -> String {
 
 /// What a check found.
 pub(super) fn verify(report: &VerifyReport) -> String {
+    let what = format!("{} and {}", count(report.records, "commit record"), count(report.packs, "pack"));
+    let read = format!("{} of blocks read", format_size(report.bytes));
+    verified(&report.findings, 0, &format!("{what} up to @{}, {read}", report.head))
+}
+
+pub(super) fn verify_database(report: &DatabaseReport) -> String {
+    let records =
+        format!("{} and {}", count(report.transactions, "transaction"), count(report.records, "record"));
+    let files = format!("{} at @{}", count(report.files, "file"), report.head);
+    let read = format!("{} of records read", format_size(report.bytes));
+    verified(&report.findings, report.more, &format!("{records}, {files}, {read}"))
+}
+
+fn verified(findings: &[Finding], more: u64, what: &str) -> String {
     let mut text = String::new();
-    for finding in &report.findings {
+    for finding in findings {
         let word = if finding.damage { "damaged" } else { "left over" };
         text.push_str(&format!("{word}  {}: {}\n", finding.object, finding.what));
     }
-    let verdict = match report.findings.iter().filter(|finding| finding.damage).count() {
+    if more > 0 {
+        text.push_str(&format!("damaged  and {more} more\n"));
+    }
+    let verdict = match findings.iter().filter(|finding| finding.damage).count() as u64 + more {
         0 => "whole".to_owned(),
-        damaged => format!("DAMAGED ({})", count(damaged as u64, "finding")),
+        damaged => format!("DAMAGED ({})", count(damaged, "finding")),
     };
-    text.push_str(&format!(
-        "{verdict}: {} and {} up to @{}, {} of blocks read\n",
-        count(report.records, "commit record"),
-        count(report.packs, "pack"),
-        report.head,
-        format_size(report.bytes)
-    ));
+    text.push_str(&format!("{verdict}: {what}\n"));
     text
 }
 
@@ -217,7 +230,6 @@ mod tests {
     use crate::ops::data::{Name, Range};
     use crate::ops::log::LogTag;
     use crate::ops::ls::DiskUse;
-    use crate::store::native::Finding;
     use revfs_protocol::{FileId, Tid};
 
     const TID: Tid = Tid::from_raw(0x03ca_a842_75fc_1166);

@@ -42,7 +42,7 @@ pub use log::Broken;
 use objects::Objects;
 pub use pack::{BlockHash, block_hash, used_len};
 use reader::Reader;
-pub use verify::{Finding, VerifyOptions, VerifyReport};
+pub use verify::{VerifyOptions, VerifyReport};
 
 /// Bytes that one crc32c covers.
 pub const CHUNK_BYTES: u64 = 64 << 10;

@@ -11,6 +11,7 @@ pub mod filestorage;
 mod nodes;
 pub mod objects;
 pub mod pickle;
+mod verify;
 mod database;
 
 use std::fmt;
@@ -20,6 +21,7 @@ use revfs_protocol::{FileId, ParseIdError};
 
 pub use database::{Database, DatabaseOptions};
 pub use error::ZodbError;
+pub use verify::DatabaseReport;
 
 /// Identity of an object of a database, 64 bits. A file is the object that holds its block size and its tree.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -12,7 +12,7 @@ use super::format::{pack_object, record_seq};
 use super::index::PackInfo;
 use super::log::{self, LogEnd, Next};
 use super::record::{CommitRecord, PackRef};
-use crate::store::{PackNo, ReadError};
+use crate::store::{Finding, PackNo, ReadError};
 
 /// What to check.
 #[derive(Clone, Debug)]
@@ -21,17 +21,6 @@ pub struct VerifyOptions {
     pub quick: bool,
     /// Per cent of the packs whose bytes are read, 0 to 100.
     pub sample_percent: f64,
-}
-
-/// One thing that is wrong, or left over.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    /// Name of the object.
-    pub object: String,
-    /// What is wrong with it.
-    pub what: String,
-    /// Data is lost or cannot be trusted; else it only takes room.
-    pub damage: bool,
 }
 
 /// What was checked and found.

@@ -89,6 +89,11 @@ impl Database {
         self.nodes.storage()
     }
 
+    /// The objects of it.
+    pub(super) fn nodes(&self) -> &Nodes {
+        &self.nodes
+    }
+
     /// All objects that are files, or were before they were deleted, ascending. The first call looks at each object.
     ///
     /// # Errors
@@ -98,11 +103,22 @@ impl Database {
         if let Some(files) = &*known {
             return Ok(files.clone());
         }
-        let mut files = BTreeSet::new();
+        let (mut files, mut unread) = (BTreeSet::new(), 0u64);
         for oid in self.storage().oids() {
-            if self.was_file(oid)? {
-                files.insert(oid);
+            match self.nodes.last_class(oid) {
+                Ok(Some(Class::BigFile)) => drop(files.insert(oid)),
+                Ok(_) => {}
+                Err(error) if error.is_damage() => {
+                    unread += 1;
+                    if unread == 1 {
+                        log::warn!("{error}");
+                    }
+                }
+                Err(error) => return Err(error),
             }
+        }
+        if unread > 1 {
+            log::warn!("{}: {unread} objects cannot be read, `revfs verify` lists them", self.info.url);
         }
         *known = Some(files.clone());
         Ok(files)
@@ -239,7 +255,13 @@ impl Store for Database {
     }
 
     fn trouble(&self) -> Option<String> {
-        self.storage().trouble()
+        let (head, last) = (self.head(), self.storage().last_tid());
+        // What an earlier file of the name had is told as committed, and what takes its place may have other data.
+        let back = (last < head).then(|| {
+            let path = self.storage().path().display();
+            format!("{path} went back from @{head} to @{last}, as a restored backup does: mount it anew")
+        });
+        self.storage().trouble().or(back)
     }
 
     fn wait_for_commits(&self, timeout: Duration) {

@@ -14,7 +14,8 @@ use revfs_protocol::{BlockSize, Tid};
 use super::Oid;
 use super::error::ZodbError;
 use super::filestorage::{FileStorage, Peeked};
-use super::objects::{self, Bucket, Class, Object, Target, Tree};
+use super::objects::{self, Bucket, Class, Object, ObjectError, Target, Tree};
+use super::pickle::PickleError;
 
 /// Deepest tree, in nodes. BTrees of the usual sizes have five levels for 10^12 keys.
 pub const DEPTH_MAX: usize = 64;
@@ -148,7 +149,7 @@ impl Nodes {
         let serial = peeked.serial;
         let failed = |source| ZodbError::Object { oid, serial, source };
         // The bytes of blocks are not for keeping.
-        let class = objects::class_of_start(&peeked.start).map_err(failed)?;
+        let class = class_of(oid, &peeked)?;
         if matches!(class, Class::Blk0 | Class::Blk1 | Class::Data | Class::Other) {
             return Ok(Node::Other(class));
         }
@@ -252,8 +253,15 @@ impl Nodes {
 }
 
 fn class_of(oid: Oid, peeked: &Peeked) -> Result<Class, ZodbError> {
-    let class = objects::class_of_start(&peeked.start);
-    class.map_err(|source| ZodbError::Object { oid, serial: peeked.serial, source })
+    match objects::class_of_start(&peeked.start) {
+        // No class that is known here takes so much to name.
+        Err(ObjectError::Pickle { source: PickleError::Cut { .. } })
+            if (peeked.start.len() as u64) < peeked.len =>
+        {
+            Ok(Class::Other)
+        }
+        class => class.map_err(|source| ZodbError::Object { oid, serial: peeked.serial, source }),
+    }
 }
 
 /// The entries of a leaf whose keys are in `keys`.
