@@ -15,7 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::Arc;
 
-use checks::{bytes_of, check, check_bytes, check_commits, check_revisions, open, try_bytes_of};
+use checks::{
+    bytes_of, check, check_bytes, check_commits, check_file_revisions, check_revisions, open, try_bytes_of,
+};
 use live::{Place, no_fuse, slow};
 use manifest::{Manifest, folder};
 use revfs::store::zodb::filestorage::FileStorage;
@@ -49,6 +51,12 @@ fn commits_tell_what_they_changed() {
 fn the_revision_of_a_block_has_its_bytes() {
     let Some(folder) = folder("the_revision_of_a_block_has_its_bytes") else { return };
     Manifest::all(&folder).iter().for_each(check_revisions);
+}
+
+#[test]
+fn a_file_has_the_revision_of_its_last_change() {
+    let Some(folder) = folder("a_file_has_the_revision_of_its_last_change") else { return };
+    Manifest::all(&folder).iter().for_each(check_file_revisions);
 }
 
 #[test]

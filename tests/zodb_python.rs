@@ -21,7 +21,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use checks::{check_bytes, check_commits, check_revisions, sha256};
+use checks::{check_bytes, check_commits, check_file_revisions, check_revisions, sha256};
 use link::{Pins, WatchFile};
 use live::{Live, Place, no_fuse, slow};
 use manifest::Manifest;
@@ -63,6 +63,7 @@ fn random_databases_are_read() {
         assert!(check_bytes(&manifest) > 100);
         assert!(check_commits(&manifest) > 20);
         check_revisions(&manifest);
+        check_file_revisions(&manifest);
     }
 }
 

@@ -153,3 +153,31 @@ pub fn check_revisions(manifest: &Manifest) {
         }
     }
 }
+
+/// A file has the revision of its last change, once commits were told; and the same bytes as of it.
+pub fn check_file_revisions(manifest: &Manifest) {
+    let store = open(&manifest.database);
+    let from = manifest.tids[manifest.tids.len() / 3];
+    store.commits(from, store.head(), usize::MAX).unwrap();
+    let mut older = 0;
+    for at in &manifest.tids {
+        let txn = ReadTxn::new(&store, *at).unwrap();
+        for (name, (oid, _)) in &manifest.files {
+            let Some(meta) = txn.file(FileId::from(*oid)).unwrap() else { continue };
+            assert!(meta.rev <= *at && meta.created <= meta.rev.max(*at), "{name} @{at}");
+            let changed = |tid: &&Tid| {
+                let before = Tid::from_raw(tid.raw() - 1);
+                !manifest.changed(name, **tid).is_empty()
+                    || manifest.size(name, **tid) != manifest.size(name, before)
+            };
+            let last = manifest.tids.iter().filter(|tid| *tid <= at).rfind(changed);
+            assert!(
+                last.is_none_or(|last| meta.rev >= *last),
+                "{name} @{at}: @{} is before @{last:?}",
+                meta.rev
+            );
+            older += usize::from(*at > from && meta.rev < *at);
+        }
+    }
+    assert!(older >= 5, "{older}");
+}

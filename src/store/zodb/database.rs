@@ -3,10 +3,10 @@
 //! Invariant: a state that was told as head stays readable, also when the file behind it is packed or replaced, unless
 //! that took it away; head never goes back. Left out on purpose: tags, and names but the ids of objects.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use revfs_protocol::{BlockCount, BlockIndex, BlockSize, FileId, Tid};
@@ -24,6 +24,8 @@ use crate::store::{
 
 /// Decoded objects that are kept by default, bytes.
 const CACHE_BYTES_DEFAULT: u64 = 64 << 20;
+/// Most changes of one file that are remembered; of more, the older half is forgotten.
+const RECORDED_MAX: usize = 1 << 16;
 /// Bytes of the hash of its place that are the identity of a database, which has none of its own.
 const UUID_BYTES: usize = 16;
 
@@ -41,6 +43,51 @@ impl Default for DatabaseOptions {
     }
 }
 
+/// When each file changed, in the span of commits that were told one after the other.
+#[derive(Debug, Default)]
+struct Recorded {
+    /// What it says is of the states from here on.
+    base: Tid,
+    /// And up to here.
+    at: Tid,
+    /// A state up to which there was no change since the last one before `base`.
+    first: Tid,
+    files: HashMap<Oid, Vec<Tid>>,
+}
+
+impl Recorded {
+    fn add(&mut self, told: &[CommitInfo]) {
+        for commit in told {
+            for change in &commit.files {
+                let tids = self.files.entry(Oid::from(change.file)).or_default();
+                tids.push(commit.tid);
+                if tids.len() > RECORDED_MAX {
+                    // Nothing is said any more of states before the second half.
+                    tids.drain(..RECORDED_MAX / 2);
+                    self.base = self.base.max(tids.first().copied().unwrap_or_default());
+                    self.first = self.base;
+                }
+            }
+            self.at = commit.tid;
+        }
+    }
+
+    /// The last change of a file at or before `at`, or the state from which on there was none; `None`: not known.
+    fn last_change(&self, oid: Oid, at: Tid) -> Option<Tid> {
+        if at < self.base || at > self.at {
+            return None;
+        }
+        let tids = self.files.get(&oid).map(Vec::as_slice).unwrap_or_default();
+        let before = tids.partition_point(|tid| *tid <= at);
+        Some(
+            before
+                .checked_sub(1)
+                .and_then(|last| tids.get(last))
+                .map_or(self.base, |tid| self.base.max(*tid)),
+        )
+    }
+}
+
 /// A ZODB database in a FileStorage.
 pub struct Database {
     info: StoreInfo,
@@ -50,6 +97,8 @@ pub struct Database {
     files: Mutex<Option<BTreeSet<Oid>>>,
     /// The trees as of the last commit that was told. Held while they are taken on; taken before `files`.
     changes: Mutex<Option<Changes>>,
+    /// Leaf lock.
+    recorded: RwLock<Recorded>,
 }
 
 impl std::fmt::Debug for Database {
@@ -81,7 +130,14 @@ impl Database {
         };
         let head = AtomicU64::new(storage.last_tid().raw());
         let nodes = Nodes::new(storage, options.cache_bytes);
-        Ok(Database { info, nodes, head, files: Mutex::new(None), changes: Mutex::new(None) })
+        Ok(Database {
+            info,
+            nodes,
+            head,
+            files: Mutex::new(None),
+            changes: Mutex::new(None),
+            recorded: RwLock::default(),
+        })
     }
 
     /// Where its records are.
@@ -166,8 +222,7 @@ impl Database {
             file: FileId::from(oid),
             size,
             block_size: file.block_size,
-            // A bound: no earlier than its last change.
-            rev: self.newest(at)?,
+            rev: self.last_change(oid, at)?,
             created,
             // Not known without reading all of it.
             stored: size,
@@ -175,6 +230,12 @@ impl Database {
             name: oid.to_string().into_bytes(),
             deleted: None,
         }))
+    }
+
+    /// The last change of a file at or before `at`, or a later state up to which there was none.
+    fn last_change(&self, oid: Oid, at: Tid) -> Result<Tid, ZodbError> {
+        let known = self.recorded.read().unwrap_or_else(PoisonError::into_inner).last_change(oid, at);
+        known.map_or_else(|| self.newest(at), Ok)
     }
 
     fn newest(&self, at: Tid) -> Result<Tid, ZodbError> {
@@ -191,7 +252,12 @@ impl Database {
         let mut kept = lock(&self.changes);
         let mut changes = match kept.take().filter(|changes| changes.at() == lo) {
             Some(changes) => changes,
-            None => Changes::new(&self.nodes, &self.files()?, lo)?,
+            None => {
+                let new = Changes::new(&self.nodes, &self.files()?, lo)?;
+                let recorded = Recorded { base: lo, at: lo, first: self.newest(lo)?, files: HashMap::new() };
+                *self.recorded.write().unwrap_or_else(PoisonError::into_inner) = recorded;
+                new
+            }
         };
         let mut told = Vec::with_capacity(transactions.len());
         for transaction in transactions {
@@ -213,6 +279,7 @@ impl Database {
             });
         }
         *kept = Some(changes);
+        self.recorded.write().unwrap_or_else(PoisonError::into_inner).add(&told);
         Ok(told)
     }
 
