@@ -157,7 +157,8 @@ pub fn check_revisions(manifest: &Manifest) {
 /// A file has the revision of its last change, once commits were told; and the same bytes as of it.
 pub fn check_file_revisions(manifest: &Manifest) {
     let store = open(&manifest.database);
-    let from = manifest.tids[manifest.tids.len() / 3];
+    // No transaction is just there.
+    let from = Tid::from_raw(manifest.tids[manifest.tids.len() / 3].raw() + 1);
     store.commits(from, store.head(), usize::MAX).unwrap();
     let mut older = 0;
     for at in &manifest.tids {
@@ -165,6 +166,7 @@ pub fn check_file_revisions(manifest: &Manifest) {
         for (name, (oid, _)) in &manifest.files {
             let Some(meta) = txn.file(FileId::from(*oid)).unwrap() else { continue };
             assert!(meta.rev <= *at && meta.created <= meta.rev.max(*at), "{name} @{at}");
+            assert!(meta.rev.is_zero() || store.newest_commit(meta.rev).unwrap() == meta.rev, "{name} @{at}");
             let changed = |tid: &&Tid| {
                 let before = Tid::from_raw(tid.raw() - 1);
                 !manifest.changed(name, **tid).is_empty()

@@ -79,12 +79,8 @@ impl Recorded {
         }
         let tids = self.files.get(&oid).map(Vec::as_slice).unwrap_or_default();
         let before = tids.partition_point(|tid| *tid <= at);
-        Some(
-            before
-                .checked_sub(1)
-                .and_then(|last| tids.get(last))
-                .map_or(self.base, |tid| self.base.max(*tid)),
-        )
+        let last = before.checked_sub(1).and_then(|last| tids.get(last));
+        Some(last.map_or(self.first, |tid| self.first.max(*tid)))
     }
 }
 
