@@ -226,6 +226,9 @@ pub struct FileChange {
     pub created: bool,
     /// It is gone.
     pub deleted: bool,
+    /// Its block size or its block table is another than before: an epoch, after which no block number means what it
+    /// did. Native stores have none.
+    pub replaced: bool,
     /// Size before, bytes.
     pub old_size: u64,
     /// Size after, bytes.

@@ -239,6 +239,7 @@ fn apply(inner: &mut Inner, state: &mut State, tid: Tid, edit: &Edit) -> FileCha
         renamed_from: None,
         created,
         deleted: false,
+        replaced: false,
         old_size,
         size: old_size,
         block_size: BlockSize::MIN,

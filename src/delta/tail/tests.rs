@@ -81,6 +81,7 @@ fn change(number: u64, old_size: u64, deed: &Deed) -> FileChange {
         renamed_from: None,
         created: false,
         deleted: false,
+        replaced: false,
         old_size,
         size: old_size,
         block_size: BlockSize::MIN,

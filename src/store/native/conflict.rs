@@ -150,6 +150,7 @@ mod tests {
             renamed_from: None,
             created: false,
             deleted: false,
+            replaced: false,
             old_size,
             size,
             block_size: BlockSize::new(4096).unwrap(),

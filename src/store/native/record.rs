@@ -502,6 +502,7 @@ fn file_from(proto: FileProto, packs: &[PackRef]) -> Result<RecordFile, &'static
         renamed_from: proto.renamed_from,
         created: proto.created,
         deleted: proto.deleted,
+        replaced: false,
         old_size: proto.old_size,
         size: proto.size,
         block_size,

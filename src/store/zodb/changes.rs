@@ -165,6 +165,7 @@ impl Changes {
                 let size = self.files.get(&oid).map_or(0, |tree| tree.size);
                 let mut change = bare_change(oid, known.map_or(0, |(_, size)| size), size, new.block_size);
                 change.created = known.is_none();
+                change.replaced = known.is_some();
                 change.blocks = all_blocks();
                 Ok(Some(change))
             }
@@ -410,6 +411,7 @@ fn bare_change(oid: Oid, old_size: u64, size: u64, block_size: BlockSize) -> Fil
         renamed_from: None,
         created: false,
         deleted: false,
+        replaced: false,
         old_size,
         size,
         block_size,

@@ -229,6 +229,7 @@ impl Transaction {
         let change = FileChange {
             file,
             path: if edit.deleted { edit.base_path.clone() } else { edit.path.clone() },
+            replaced: false,
             renamed_from: (edit.renamed() && !edit.deleted).then(|| edit.base_path.clone()),
             created: edit.base.is_none(),
             deleted: edit.deleted,

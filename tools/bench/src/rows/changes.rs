@@ -254,6 +254,7 @@ fn commit(number: u64, changed: &[u64], blocks: u64) -> CommitInfo {
         renamed_from: None,
         created: false,
         deleted: false,
+        replaced: false,
         old_size: size,
         size,
         block_size: BlockSize::MIN,
