@@ -2,7 +2,8 @@
 //!
 //! Invariant: stdout carries data only, stderr all that is said about it, in the form
 //! `error: <thing>: <cause>: <remedy>`. The exit code follows from the kind of the error alone. A reader that
-//! closes stdout early ends a command quietly. Under the name `mount.revfs` the program takes the arguments of mount(8).
+//! closes stdout early ends a command quietly. Under the name `mount.revfs` the program takes the arguments of mount(8);
+//! the program `wcfs` has a command line of its own ([`wcfs`]).
 
 mod args;
 mod commands;
@@ -18,6 +19,7 @@ mod render;
 mod serve;
 mod status;
 mod watch;
+pub mod wcfs;
 
 use std::ffi::OsString;
 

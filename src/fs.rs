@@ -11,6 +11,7 @@ pub mod inodes;
 mod kernel;
 mod links;
 mod mount;
+pub mod peer;
 mod report;
 pub mod tree;
 

@@ -17,6 +17,7 @@ mod history;
 mod links;
 mod notifier;
 mod parked;
+mod peer;
 mod setup;
 mod shrink;
 mod stats;
@@ -28,6 +29,7 @@ pub use delta::{Delta, RangeSet, Shrunk};
 pub use head_read::HeadReadError;
 pub use histogram::{BOUNDED_BUCKETS, Histogram, Times};
 pub use links::{LinkId, LinkOver, LinkRead, LinkReply, WatchLink};
+pub use peer::{OnEpoch, PeerManners, TidStream};
 pub use stats::{Figure, Gauges, Latencies, LinkStatus, Stats};
 pub use tracking::{ReadBytes, UnderWay};
 
@@ -43,6 +45,7 @@ use revfs_protocol::{FileId, RevSpec, Tid};
 use self::history::History;
 use self::links::{Abandoned, Links};
 use self::parked::Parked;
+use self::peer::Peer;
 use self::setup::Setups;
 use self::shrink::Shrinking;
 use self::tracking::Tracking;
@@ -76,6 +79,14 @@ pub trait KernelCache: Send + Sync {
     fn invalidate_directory(&self, dir: DirId);
     /// Drops the attributes of the root, where tags are listed.
     fn invalidate_root(&self);
+    /// Whether whoever caches knows a file under head, as by a lookup of it.
+    fn knows_head(&self, file: FileId) -> bool;
+    /// Whether whoever caches knows the version of a file that was made at `rev`.
+    fn knows_version(&self, file: FileId, rev: Tid) -> bool;
+    /// Puts bytes of a file under head into the cache. Waits for READs of the same pages that are under way.
+    fn store_head(&self, file: FileId, offset: u64, bytes: &[u8]);
+    /// Puts bytes of the version of a file that was made at `rev` into the cache. Waits as `store_head`.
+    fn store_version(&self, file: FileId, rev: Tid, offset: u64, bytes: &[u8]);
 }
 
 /// A head that READs are answered from. A READ that has it is not disturbed by later heads.
@@ -112,6 +123,8 @@ pub struct ServerOptions {
     pub pin_timeout: Duration,
     /// Finds the processes of clients; without it no watch link can be opened.
     pub processes: Option<Arc<dyn Processes>>,
+    /// Does as WCFS does, for its clients; `None`: what is better.
+    pub peer: Option<PeerManners>,
 }
 
 /// Serves a store: a head that moves, all revisions before it, and counters.
@@ -134,6 +147,7 @@ pub struct Server {
     links: Links,
     setups: Setups,
     shrinking: Shrinking,
+    peer: Option<Peer>,
     to_kill: Victims,
     /// Processes that are being killed: none of their READs is answered.
     victims: ArcSwap<Vec<u32>>,
@@ -170,6 +184,7 @@ impl ServerThreads {
         self.server.ask_to_stop();
         // The notifier may wait for their acks.
         self.server.close_links("shutting down");
+        self.server.end_tids();
         for thread in self.threads {
             if thread.join().is_err() {
                 log::error!("a server thread had panicked: report the message that precedes this one");
@@ -194,7 +209,7 @@ impl Server {
     /// A server of `store`, at the head that it has applied. Nothing moves before [`Server::start`].
     pub fn new(store: Arc<dyn Store>, options: ServerOptions) -> Arc<Server> {
         let txn = ReadTxn::head(&store);
-        let history = History::new(txn.at(), options.history);
+        let history = History::new(txn.at(), options.history, options.peer.is_some());
         Arc::new(Server {
             buffers: BufferPool::new(BUFFERS_KEPT, 4096),
             metas: Cache::new(METAS_KEPT),
@@ -210,6 +225,7 @@ impl Server {
             links: Links::default(),
             setups: Setups::default(),
             shrinking: Shrinking::default(),
+            peer: options.peer.clone().map(Peer::new),
             to_kill: Victims::default(),
             victims: ArcSwap::default(),
             abandoned: ArcSwap::default(),

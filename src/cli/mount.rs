@@ -155,6 +155,21 @@ pub struct MountPlan {
     pub max_read_bytes: Option<u32>,
     /// Added to each read of the store.
     pub fault_read_delay: Option<Duration>,
+    /// Serve in the way of WCFS.
+    pub peer: Option<PeerPlan>,
+}
+
+/// What the program `wcfs` was told besides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerPlan {
+    /// URL of the database, as it was given.
+    pub zurl: String,
+    /// Show what tests of clients look at.
+    pub debug: bool,
+    /// End when no client uses the mount any more.
+    pub auto_exit: bool,
+    /// End when a file that is in use has an epoch.
+    pub epoch_is_fatal: bool,
 }
 
 impl MountPlan {
@@ -181,6 +196,7 @@ impl MountPlan {
             read_ahead_bytes: args.read_ahead,
             max_read_bytes: args.max_read.map(|bytes| u32::try_from(bytes).unwrap_or(u32::MAX)),
             fault_read_delay: args.fault_read_delay,
+            peer: None,
         })
     }
 

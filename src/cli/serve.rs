@@ -12,9 +12,11 @@ use std::time::Duration;
 use crate::delta::TailOptions;
 use crate::env::{Clock, SystemClock};
 use crate::fs::face::Face;
+use crate::fs::peer::{PeerFace, Users};
 use crate::fs::{self, MountOptions, Mounted};
 use crate::host::clients::HostProcesses;
 use crate::host::daemon::{self, DaemonError, ReadyPipe};
+use crate::host::fuse_connection::FuseConnection;
 use crate::host::mount_state::MountStateError;
 use crate::host::mountinfo::{MountDev, absolute_mount_point, find_mount};
 use crate::host::process::{Process, ProcessError};
@@ -23,12 +25,12 @@ use crate::host::signals::{Signals, StopReason};
 use crate::host::stop::{FinalState, RuntimeFiles, StopLimits, StopPlan, StopReport, StopTarget, run_stop};
 use crate::host::tuning;
 use crate::host::umount::{UmountError, clean_dead};
-use crate::server::{POLL_INTERVAL_DEFAULT, Server, ServerOptions, ServerThreads};
+use crate::server::{OnEpoch, POLL_INTERVAL_DEFAULT, PeerManners, Server, ServerOptions, ServerThreads};
 use crate::store::faulty::Faults;
 use crate::store::native::{InitOptions, NativeStore, OpenError, OpenOptions};
 use crate::store::zodb::DatabaseOptions;
 
-use super::mount::MountPlan;
+use super::mount::{MountPlan, PeerPlan};
 use super::open::{Opened, Place};
 use super::{CliError, ExitCode, logger, open, output};
 
@@ -36,6 +38,10 @@ use super::{CliError, ExitCode, logger, open, output};
 const READY_LIMIT: Duration = Duration::from_secs(3600);
 /// How often a server looks whether it was unmounted by somebody else.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// For so many looks in a row nobody uses a mount before it ends by itself: a client that ends may be followed by another.
+const IDLE_LOOKS: u32 = 25;
+/// How long who uses a mount in the way of WCFS has to let go of it at a stop.
+const PEER_STOP_GRACE: Duration = Duration::from_secs(3);
 /// Threads of the runtime that awaits slow storages.
 const RUNTIME_THREADS: usize = 2;
 
@@ -167,7 +173,7 @@ pub(super) fn mount(plan: &MountPlan) -> Result<ExitCode, CliError> {
     let in_background = pipe.is_attached();
     match start(plan, in_background) {
         Ok(serving) => {
-            if !in_background {
+            if !in_background && plan.peer.is_none() {
                 let head = serving.server.head();
                 let line = format!("serving {} at {}, head {head}", serving.url, serving.path.display());
                 let mut out = output::Output::new(false);
@@ -195,6 +201,8 @@ struct Serving {
     mounted: Mounted,
     lock: MountLock,
     dev: MountDev,
+    auto_exit: Option<Arc<Users>>,
+    stop_limits: fn(StopReason) -> StopLimits,
     // Last: loads that still run end with it.
     runtime: tokio::runtime::Runtime,
 }
@@ -250,6 +258,7 @@ fn start(plan: &MountPlan, in_background: bool) -> Result<Serving, CliError> {
         .enable_time()
         .build()
         .map_err(start_error)?;
+    let users = Arc::new(Users::default());
     let options = ServerOptions {
         clock: Arc::clone(&clock),
         runtime: runtime.handle().clone(),
@@ -258,24 +267,85 @@ fn start(plan: &MountPlan, in_background: bool) -> Result<Serving, CliError> {
         pin_timeout: plan.pin_timeout,
         tracking_bytes_max: plan.tracking_bytes,
         processes: Some(Arc::new(HostProcesses::default())),
+        peer: plan.peer.as_ref().map(peer_manners),
     };
     let server = Server::new(store.as_store(), options);
-    let mounted =
-        fs::mount(&server, &mount_point.path, &mount_options(plan, &clock)).map_err(ServeError::from)?;
+    let mounted = fs::mount(&server, &mount_point.path, &mount_options(plan, &users, &clock))
+        .map_err(ServeError::from)?;
     let (major, minor) = mounted.device();
     let dev = MountDev { major, minor };
-    let note = tuning::set_read_ahead(dev, plan.read_ahead_bytes >> 10);
-    if !note.is_settled() {
-        log::warn!("{note}");
+    match &plan.peer {
+        None => {
+            let note = tuning::set_read_ahead(dev, plan.read_ahead_bytes >> 10);
+            if !note.is_settled() {
+                log::warn!("{note}");
+            }
+        }
+        // Its clients open the connection to be able to abort it.
+        Some(_) => {
+            if let Err(error) = FuseConnection::open(dev) {
+                log::warn!("clients cannot abort this mount: {error}");
+            }
+        }
     }
     let threads = server.start().map_err(start_error)?;
     mount_point.kept = true;
     log::info!("serving {url} at {}, head {}", mount_point.path.display(), server.head());
     let path = mount_point.path.clone();
-    Ok(Serving { url, path, signals, store, server, threads, mounted, lock, dev, runtime })
+    let auto_exit = plan.peer.as_ref().is_some_and(|peer| peer.auto_exit).then_some(users);
+    let stop_limits = if plan.peer.is_some() { peer_stop_limits } else { stop_limits };
+    let serving = Serving {
+        url,
+        path,
+        signals,
+        store,
+        server,
+        threads,
+        mounted,
+        lock,
+        dev,
+        auto_exit,
+        stop_limits,
+        runtime,
+    };
+    Ok(serving)
 }
 
-fn mount_options(plan: &MountPlan, clock: &Arc<dyn Clock>) -> MountOptions {
+fn stop_limits(reason: StopReason) -> StopLimits {
+    match reason {
+        StopReason::Terminate { within: Some(total) } => StopLimits::default().within(total),
+        _ => StopLimits::default(),
+    }
+}
+
+/// Clients of WCFS expect a server that was told to end to be gone soon: at SIGQUIT, which is their last word before
+/// SIGKILL, at once.
+fn peer_stop_limits(reason: StopReason) -> StopLimits {
+    match reason {
+        StopReason::Quit => StopLimits::default().without_grace(),
+        other => StopLimits { grace: PEER_STOP_GRACE, ..stop_limits(other) },
+    }
+}
+
+/// An epoch ends the process, and with it the service: no data is better than data of another file.
+fn peer_manners(plan: &PeerPlan) -> PeerManners {
+    let end = |why: &str| -> () {
+        log::error!("zwatcher failed: {why}");
+        log::error!(
+            "switching filesystem to EIO mode: the server ends, and reads fail until it is started again"
+        );
+        std::process::exit(i32::from(ExitCode::Failure.number()));
+    };
+    PeerManners { on_epoch: plan.epoch_is_fatal.then(|| Arc::new(end) as OnEpoch) }
+}
+
+fn mount_options(plan: &MountPlan, users: &Arc<Users>, clock: &Arc<dyn Clock>) -> MountOptions {
+    let peer = plan.peer.as_ref().map(|peer| PeerFace {
+        zurl: peer.zurl.clone(),
+        pin_timeout: plan.pin_timeout,
+        debug: peer.debug,
+        users: Arc::clone(users),
+    });
     MountOptions {
         allow_other: plan.allow_other,
         noexec: plan.noexec,
@@ -283,7 +353,7 @@ fn mount_options(plan: &MountPlan, clock: &Arc<dyn Clock>) -> MountOptions {
         gid: Some(plan.gid),
         threads: plan.threads,
         max_read_bytes: plan.max_read_bytes,
-        face: Face { log: Arc::new(logger::recent), ..Face::default() },
+        face: Face { log: Arc::new(logger::recent), peer, ..Face::default() },
         clock: Arc::clone(clock),
     }
 }
@@ -349,19 +419,37 @@ impl StopTarget for Target {
     }
 }
 
+/// For how many looks in a row, after how many opens, nobody has used the mount.
+#[derive(Default)]
+struct Idle {
+    looks: u32,
+    opens: u64,
+}
+
 impl Serving {
+    /// Whether all clients have left for good, and the mount is to go with them.
+    fn is_left(&self, idle: &mut Idle) -> bool {
+        let opens = self.auto_exit.as_ref().and_then(|users| users.all_gone());
+        let Some(opens) = opens.filter(|_| self.server.gauges().links == 0) else {
+            *idle = Idle::default();
+            return false;
+        };
+        // One that came and went in between begins it anew.
+        let looks = if idle.opens == opens { idle.looks + 1 } else { 1 };
+        *idle = Idle { looks, opens };
+        looks >= IDLE_LOOKS
+    }
+
     /// Serves until a signal comes or somebody unmounts, then stops.
     fn run(self) -> Result<ExitCode, CliError> {
-        let mut limits = StopLimits::default();
-        let reason = loop {
+        let mut idle = Idle::default();
+        let (reason, limits) = loop {
             match self.signals.wait_within(LOOK_INTERVAL).map_err(start_error)? {
-                Some(reason) => {
-                    if let StopReason::Terminate { within: Some(total) } = reason {
-                        limits = limits.within(total);
-                    }
-                    break reason.to_string();
+                Some(reason) => break (reason.to_string(), (self.stop_limits)(reason)),
+                None if self.mounted.ended() => break ("unmounted".to_owned(), StopLimits::default()),
+                None if self.is_left(&mut idle) => {
+                    break ("no client uses it any more".to_owned(), StopLimits::default());
                 }
-                None if self.mounted.ended() => break "unmounted".to_owned(),
                 None => {}
             }
         };

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use fuser::Errno;
 
+use super::peer::PeerFace;
 use super::report;
 use crate::server::Server;
 use crate::store::ReadError;
@@ -71,6 +72,8 @@ pub struct Face {
     pub version: String,
     /// The last lines of the log, now.
     pub log: Arc<dyn Fn() -> Vec<u8> + Send + Sync>,
+    /// The face of WCFS in place of this one.
+    pub peer: Option<PeerFace>,
 }
 
 impl Debug for Face {
@@ -82,7 +85,7 @@ impl Debug for Face {
 impl Default for Face {
     /// This package's version, and an empty log.
     fn default() -> Face {
-        Face { version: env!("CARGO_PKG_VERSION").to_owned(), log: Arc::new(Vec::new) }
+        Face { version: env!("CARGO_PKG_VERSION").to_owned(), log: Arc::new(Vec::new), peer: None }
     }
 }
 

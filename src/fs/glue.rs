@@ -24,6 +24,7 @@ use super::handles::{DirHandle, Handle, Handles, TextHandle};
 use super::inodes::Key;
 use super::links;
 use super::mount::DiskSpace;
+use super::peer::PeerFile;
 use super::tree::{Kind, Stat, Tree, UNKNOWN_INO};
 use crate::server::{FileView, HeadReadError, ReadBytes, Stats};
 use crate::store::NAME_BYTES_MAX;
@@ -36,7 +37,7 @@ const READ_BYTES_MAX: u32 = 2 << 20;
 /// READs parked on a slow storage count against it; when it is full no other file is read ahead.
 const BACKGROUND_MAX: u16 = 8192;
 /// More than the kernel offers by default; it says what it allows.
-const READAHEAD_BYTES: u32 = 16 << 20;
+pub(super) const READAHEAD_BYTES: u32 = 16 << 20;
 /// `O_NONBLOCK` of a descriptor.
 const NON_BLOCKING: i32 = nix::libc::O_NONBLOCK;
 const XATTR_TID: &str = "user.revfs.tid";
@@ -59,6 +60,7 @@ pub(super) struct Glue {
     pub(super) handles: Handles,
     pub(super) owner: Owner,
     pub(super) disk_space: Arc<dyn Fn() -> DiskSpace + Send + Sync>,
+    pub(super) readahead_bytes: u32,
 }
 
 impl Glue {
@@ -110,6 +112,14 @@ impl Glue {
         match flags.acc_mode() {
             OpenAccMode::O_RDONLY => {}
             OpenAccMode::O_WRONLY | OpenAccMode::O_RDWR => return Err(FsError::ReadOnly),
+        }
+        if key == Key::Peer(PeerFile::Zhead) {
+            let stream = self.tree.server().open_tids().ok_or(FsError::NotFound)?;
+            self.tree.inodes().opened(ino);
+            return Ok((self.handles.add(Handle::Tids(stream)), links::OPEN_FLAGS));
+        }
+        if let (Key::Peer(PeerFile::Zurl), Some(peer)) = (&key, self.tree.peer()) {
+            peer.users.came();
         }
         let opened = match self.tree.text(&key) {
             Some(text) => {
@@ -212,7 +222,7 @@ impl Glue {
                 (offset < end).then_some(if what == Seek::Data { offset } else { end })
             }
             Some(Handle::Dir(_)) => return Err(FsError::IsADirectory),
-            Some(Handle::Link(_)) => return Err(FsError::NotSeekable),
+            Some(Handle::Link(_) | Handle::Tids(_)) => return Err(FsError::NotSeekable),
             None => {
                 let view = self.tree.view(ino)?;
                 view::seek(&view.txn, &view.meta, offset, what)?
@@ -272,7 +282,7 @@ impl Filesystem for Glue {
         if let Err(most) = config.set_max_write(READ_BYTES_MAX) {
             let _ = config.set_max_write(most);
         }
-        if let Err(most) = config.set_max_readahead(READAHEAD_BYTES) {
+        if let Err(most) = config.set_max_readahead(self.readahead_bytes) {
             let _ = config.set_max_readahead(most);
         }
         let _ = config.set_max_background(BACKGROUND_MAX);
@@ -318,7 +328,12 @@ impl Filesystem for Glue {
             return reply.error(Errno::ESHUTDOWN);
         }
         match self.open_file(ino.0, flags, req.pid()) {
-            Ok((fh, flags)) => reply.opened(FileHandle(fh), flags),
+            Ok((fh, flags)) => match self.tree.key(ino.0) {
+                Ok(Key::RevFile(file, rev)) => {
+                    server.restore_version(file, rev, move || reply.opened(FileHandle(fh), flags));
+                }
+                _ => reply.opened(FileHandle(fh), flags),
+            },
             Err(error) => reply.error(self.refuse("OPEN", ino, &error)),
         }
     }
@@ -336,9 +351,15 @@ impl Filesystem for Glue {
     ) {
         let len = size as usize;
         if fh.0 != 0 {
-            if let Some(Handle::Link(link)) = self.handles.get(fh.0).as_deref() {
-                let wait = flags.0 & NON_BLOCKING == 0;
-                return links::read(self.tree.server(), link, (req.pid(), wait), len, reply);
+            let wait = flags.0 & NON_BLOCKING == 0;
+            match self.handles.get(fh.0).as_deref() {
+                Some(Handle::Link(link)) => {
+                    return links::read(self.tree.server(), link, (req.pid(), wait), len, reply);
+                }
+                Some(Handle::Tids(stream)) => {
+                    return links::read_tids(self.tree.server(), stream, (req.pid(), wait), len, reply);
+                }
+                _ => {}
             }
             return match self.text(ino.0, fh, offset) {
                 Ok(text) => {
@@ -349,13 +370,17 @@ impl Filesystem for Glue {
             };
         }
         let (tree, server) = (Arc::clone(&self.tree), self.tree.server());
-        if let Ok(Key::HeadFile(file)) = tree.key(ino.0) {
+        let key = tree.key(ino.0);
+        if let Ok(Key::HeadFile(file)) = key {
             let answer = move |result| answer_read(&tree, ino, result, reply);
             return server.read_head(file, (offset, len), req.pid(), answer);
         }
         match tree.view(ino.0) {
             Ok(view) => {
-                server.read_rev(&view, (offset, len), move |result| answer_read(&tree, ino, result, reply))
+                let rev = if let Ok(Key::RevFile(_, rev)) = key { rev } else { view.meta.rev };
+                server.read_rev((&view, rev), (offset, len), move |result| {
+                    answer_read(&tree, ino, result, reply)
+                })
             }
             Err(error) => reply.error(self.refuse("READ", ino, &error)),
         }
@@ -379,8 +404,17 @@ impl Filesystem for Glue {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        if let Some(Handle::Link(link)) = self.handles.remove(fh.0).as_deref() {
-            self.tree.server().close_link(link);
+        match self.handles.remove(fh.0).as_deref() {
+            Some(Handle::Link(link)) => self.tree.server().close_link(link),
+            Some(Handle::Tids(stream)) => self.tree.server().close_tids(stream),
+            Some(Handle::Text(_))
+                if self.tree.key(ino.0).is_ok_and(|key| key == Key::Peer(PeerFile::Zurl)) =>
+            {
+                if let Some(peer) = self.tree.peer() {
+                    peer.users.went();
+                }
+            }
+            _ => {}
         }
         self.tree.inodes().released(ino.0);
         reply.ok();

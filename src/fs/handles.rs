@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::inodes::Key;
 use super::tree::Listed;
-use crate::server::WatchLink;
+use crate::server::{TidStream, WatchLink};
 use crate::store::ReadTxn;
 
 /// What a handle is.
@@ -21,6 +21,8 @@ pub(super) enum Handle {
     Text(TextHandle),
     /// An open of `head/watch`.
     Link(Arc<WatchLink>),
+    /// An open of `.wcfs/debug/zhead`.
+    Tids(Arc<TidStream>),
 }
 
 /// An open directory.

@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use revfs_protocol::{FileId, Tid};
 
 use super::face::FaceFile;
+use super::peer::PeerFile;
 use crate::store::DirId;
 
 /// The root of the mount, as FUSE fixes it.
@@ -33,6 +34,12 @@ pub enum Key {
     FaceDir,
     /// A file in it.
     Face(FaceFile),
+    /// The directory of the face of WCFS, `.wcfs`.
+    PeerDir,
+    /// `.wcfs/debug`.
+    PeerDebug,
+    /// A file in one of these.
+    Peer(PeerFile),
     /// A directory under `head/bigfile`, or that itself.
     HeadDir(DirId),
     /// A file under head, by whichever name.
@@ -50,7 +57,21 @@ pub enum Key {
 }
 
 /// The fixed inodes, numbered from [`ROOT_INO`] in this order.
-const FIXED: [Key; 6] = [Key::Root, Key::Head, Key::HeadAt, Key::HeadById, Key::FaceDir, Key::HeadWatch];
+const FIXED: [Key; 8] = [
+    Key::Root,
+    Key::Head,
+    Key::HeadAt,
+    Key::HeadById,
+    Key::FaceDir,
+    Key::HeadWatch,
+    Key::PeerDir,
+    Key::PeerDebug,
+];
+
+/// Those and the files of both faces.
+fn fixed() -> impl Iterator<Item = Key> {
+    FIXED.into_iter().chain(FaceFile::ALL.map(Key::Face)).chain(PeerFile::ALL.map(Key::Peer))
+}
 
 #[derive(Debug)]
 struct Inode {
@@ -83,7 +104,7 @@ impl Inodes {
     /// The fixed inodes only.
     pub fn new() -> Inodes {
         let mut table = Table { next: ROOT_INO, ..Table::default() };
-        for key in FIXED.into_iter().chain(FaceFile::ALL.map(Key::Face)) {
+        for key in fixed() {
             table.insert(key, 1);
         }
         table.next = FIRST_DYNAMIC_INO;
@@ -139,6 +160,20 @@ impl Inodes {
             inode.opens = inode.opens.saturating_sub(1);
         }
         table.drop_if_unused(ino);
+    }
+
+    /// Files under head that the kernel knows, ascending.
+    pub fn head_files(&self) -> Vec<FileId> {
+        let mut files: Vec<FileId> = (self.table().numbers.keys())
+            .filter_map(|key| if let Key::HeadFile(file) = key { Some(*file) } else { None })
+            .collect();
+        files.sort_unstable();
+        files
+    }
+
+    /// How many `@<16 hex>` the kernel knows.
+    pub fn rev_roots(&self) -> u64 {
+        self.table().numbers.keys().filter(|key| matches!(key, Key::RevRoot(_))).count() as u64
     }
 
     /// How many there are.
@@ -203,7 +238,7 @@ mod tests {
     fn the_root_is_1_and_fixed_inodes_are_never_forgotten() {
         let inodes = Inodes::new();
         assert_eq!(inodes.key(ROOT_INO), Some(Key::Root));
-        for key in FIXED.into_iter().chain(FaceFile::ALL.map(Key::Face)) {
+        for key in fixed() {
             let ino = inodes.number(&key).unwrap();
             inodes.forget(ino, u64::MAX);
             assert!(ino < FIRST_DYNAMIC_INO && inodes.key(ino) == Some(key));

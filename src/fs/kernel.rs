@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
-use revfs_protocol::FileId;
+use revfs_protocol::{FileId, Tid};
 
 use super::inodes::{Key, ROOT_INO};
 use super::tree::Tree;
@@ -35,6 +35,14 @@ impl FuseCache {
     fn invalidate_inode(&self, key: &Key, offset: i64, len: i64) {
         if let Some(ino) = self.tree.inodes().number(key) {
             self.tell(|| self.notifier.inval_inode(INodeNo(ino), offset, len));
+        }
+    }
+
+    /// Puts bytes into the kernel's cache. That it does not take them costs speed only.
+    fn store(&self, key: &Key, offset: u64, bytes: &[u8]) {
+        let Some(ino) = self.tree.inodes().number(key).filter(|_| !bytes.is_empty()) else { return };
+        if let Err(error) = self.notifier.store(INodeNo(ino), offset, bytes) {
+            log::debug!("the kernel does not keep {} bytes at {offset} of {key:?}: {error}", bytes.len());
         }
     }
 
@@ -83,6 +91,22 @@ impl KernelCache for FuseCache {
 
     fn invalidate_directory(&self, dir: DirId) {
         self.invalidate_inode(&Key::HeadDir(dir), ATTRIBUTES_ONLY, 0);
+    }
+
+    fn knows_head(&self, file: FileId) -> bool {
+        self.tree.inodes().number(&Key::HeadFile(file)).is_some()
+    }
+
+    fn knows_version(&self, file: FileId, rev: Tid) -> bool {
+        self.tree.inodes().number(&Key::RevFile(file, rev)).is_some()
+    }
+
+    fn store_head(&self, file: FileId, offset: u64, bytes: &[u8]) {
+        self.store(&Key::HeadFile(file), offset, bytes);
+    }
+
+    fn store_version(&self, file: FileId, rev: Tid, offset: u64, bytes: &[u8]) {
+        self.store(&Key::RevFile(file, rev), offset, bytes);
     }
 
     fn invalidate_root(&self) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use fuser::{Errno, FopenFlags, ReplyData, ReplyWrite};
 
 use super::face::FsError;
-use crate::server::{LinkOver, LinkRead, Server, WatchLink};
+use crate::server::{LinkOver, LinkRead, Server, TidStream, WatchLink};
 
 /// A stream: reads and writes of one descriptor do not wait for each other, and there is no position.
 pub(super) const OPEN_FLAGS: FopenFlags =
@@ -22,6 +22,13 @@ pub(super) fn open(server: &Server, thread: u32) -> Result<Arc<WatchLink>, FsErr
     })
 }
 
+fn answer_to(reply: ReplyData) -> impl FnOnce(LinkRead) + Send {
+    |read: LinkRead| match read {
+        LinkRead::Bytes(bytes) => reply.data(&bytes),
+        LinkRead::Interrupted => reply.error(Errno::EINTR),
+    }
+}
+
 /// Reads a link. `wait`: the descriptor is not in non-blocking mode.
 pub(super) fn read(
     server: &Server,
@@ -33,11 +40,21 @@ pub(super) fn read(
     if !wait && !link.is_readable() {
         return reply.error(Errno::EAGAIN);
     }
-    let answer = |read: LinkRead| match read {
-        LinkRead::Bytes(bytes) => reply.data(&bytes),
-        LinkRead::Interrupted => reply.error(Errno::EINTR),
-    };
-    server.read_link(link, thread, max, Box::new(answer));
+    server.read_link(link, thread, max, Box::new(answer_to(reply)));
+}
+
+/// Reads a stream of tids. `wait`: the descriptor is not in non-blocking mode.
+pub(super) fn read_tids(
+    server: &Server,
+    stream: &Arc<TidStream>,
+    (thread, wait): (u32, bool),
+    max: usize,
+    reply: ReplyData,
+) {
+    if !wait && !stream.is_readable() {
+        return reply.error(Errno::EAGAIN);
+    }
+    server.read_tids(stream, thread, max, Box::new(answer_to(reply)));
 }
 
 /// Writes to a link.

@@ -13,7 +13,7 @@ use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
 use super::face::Face;
-use super::glue::{Glue, Owner};
+use super::glue::{Glue, Owner, READAHEAD_BYTES};
 use super::handles::Handles;
 use super::kernel::FuseCache;
 use super::tree::Tree;
@@ -124,6 +124,8 @@ pub enum MountError {
     },
 }
 
+/// How far a mount in the way of WCFS reads ahead: as far as the kernel does by itself.
+const PEER_READAHEAD_BYTES: u32 = 128 << 10;
 /// The device through which the kernel talks to servers.
 const DEVICE: &str = "/dev/fuse";
 
@@ -210,6 +212,8 @@ pub fn mount(
             gid: options.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
         },
         disk_space: Arc::new(move || DiskSpace::of(local_root.as_deref().unwrap_or(Path::new("/")))),
+        // Clients of WCFS count on blocks that nobody asked for not to be read.
+        readahead_bytes: if options.face.peer.is_some() { PEER_READAHEAD_BYTES } else { READAHEAD_BYTES },
     };
     let config = config(&server.store().info().url, options);
     let mut session = Session::new(glue, &mount_point, &config).map_err(|source| match open_device() {
@@ -240,10 +244,14 @@ fn open_device() -> io::Result<std::fs::File> {
 
 fn config(url: &str, options: &MountOptions) -> Config {
     let mut config = Config::default();
+    let (url, subtype) = match &options.face.peer {
+        Some(peer) => (peer.zurl.as_str(), "wcfs"),
+        None => (url, "revfs"),
+    };
     config.mount_options = vec![
         MountOption::FSName(source_name(url, rustix::process::geteuid().is_root())),
         // `MountOption::Subtype` is for fusermount only; this reaches the kernel on both ways.
-        MountOption::CUSTOM("subtype=revfs".to_owned()),
+        MountOption::CUSTOM(format!("subtype={subtype}")),
         // Not read-only for the kernel, which would refuse to open `head/watch` for writing; every other write is
         // refused with EROFS. Nor does it check modes: all that can be seen may be read, and who sees it is said by
         // `allow_other`.

@@ -11,6 +11,7 @@ use revfs_protocol::{FileId, RevSpec, Tid};
 
 use super::face::{FACE_DIR, Face, FaceFile, FsError};
 use super::inodes::{Inodes, Key, ROOT_INO};
+use super::peer::{PeerFace, PeerFile};
 use crate::server::{FileView, Server};
 use crate::store::{DirId, Entry, NAME_BYTES_MAX, ReadError, ReadTxn};
 use crate::view::FileAttributes;
@@ -125,7 +126,11 @@ impl Tree {
         if name.len() > NAME_BYTES_MAX {
             return Err(FsError::NameTooLong);
         }
-        let (key, entry_ttl) = match self.key(parent)? {
+        let dir = self.key(parent)?;
+        if let Some(peer) = &self.face.peer {
+            return self.found(peer.lookup(&self.server, &dir, name)?, super::peer::ENTRY_TTL);
+        }
+        let (key, entry_ttl) = match dir {
             Key::Root => self.root_entry(name)?,
             Key::Head => match name {
                 AT => (Key::HeadAt, LONG_TTL),
@@ -165,12 +170,20 @@ impl Tree {
             Key::HeadAt
             | Key::HeadWatch
             | Key::Face(_)
+            | Key::PeerDir
+            | Key::PeerDebug
+            | Key::Peer(_)
             | Key::HeadFile(_)
             | Key::RevFile(..)
             | Key::Link(_) => {
                 return Err(FsError::NotADirectory);
             }
         };
+        self.found(key, entry_ttl)
+    }
+
+    /// Counts one more lookup of what a name means.
+    fn found(&self, key: Key, entry_ttl: Duration) -> Result<Found, FsError> {
         let mut stat = self.stat_of(&key)?;
         if matches!(key, Key::HeadFile(_) | Key::HeadDir(_)) {
             // The kernel makes the inode only after this answer; an invalidation in between finds none and is
@@ -217,7 +230,9 @@ impl Tree {
     fn stat_of(&self, key: &Key) -> Result<Stat, FsError> {
         let head_ns = || self.server.head().to_unix_ns();
         Ok(match key {
-            Key::Head | Key::HeadById | Key::FaceDir => dir_stat(self.start_unix_ns),
+            Key::Head | Key::HeadById | Key::FaceDir | Key::PeerDir | Key::PeerDebug => {
+                dir_stat(self.start_unix_ns)
+            }
             // Their times follow head, and are invalidated when what is in them changes.
             Key::Root | Key::HeadDir(_) => dir_stat(head_ns()),
             Key::RevRoot(at) | Key::RevById(at) | Key::RevDir(at, _) => dir_stat(at.to_unix_ns()),
@@ -227,16 +242,27 @@ impl Tree {
                 let text = self.face.text(*file, &self.server, self.inodes.count());
                 text_stat(Kind::File, text.len() as u64, head_ns())
             }
+            Key::Peer(file) => match self.peer_text(*file) {
+                Some(text) => text_stat(Kind::File, text.len() as u64, 0),
+                None => text_stat(Kind::Control, 0, 0),
+            },
             // `@` and the tid.
             Key::Link(_) => text_stat(Kind::Link, 1 + TID_TEXT_BYTES, head_ns()),
             Key::HeadFile(_) | Key::RevFile(..) => {
-                let shown = FileAttributes::of(&self.view_of(key)?.meta);
+                let meta = self.view_of(key)?.meta;
+                let shown = FileAttributes::of(&meta);
+                let time_unix_ns = match (&self.face.peer, key) {
+                    (None, _) => shown.mtime_unix_ns,
+                    (Some(_), Key::HeadFile(_)) => self.server.peer_time(&meta).to_unix_ns(),
+                    // That of the object, for states before the server started.
+                    (Some(_), _) => meta.created.to_unix_ns(),
+                };
                 Stat {
                     kind: Kind::File,
                     size: shown.size,
                     blocks: shown.stat_blocks(),
                     block_size: shown.block_size.bytes(),
-                    time_unix_ns: shown.mtime_unix_ns,
+                    time_unix_ns,
                     links: shown.links,
                     ttl: LONG_TTL,
                 }
@@ -256,7 +282,9 @@ impl Tree {
         match key {
             Key::HeadFile(file) => Ok(self.server.head_file(*file)?),
             Key::RevFile(file, rev) => Ok(self.server.rev_file(*file, *rev)?),
-            Key::HeadAt | Key::HeadWatch | Key::Face(_) | Key::Link(_) => Err(FsError::BadHandle),
+            Key::HeadAt | Key::HeadWatch | Key::Face(_) | Key::Peer(_) | Key::Link(_) => {
+                Err(FsError::BadHandle)
+            }
             _ => Err(FsError::IsADirectory),
         }
     }
@@ -266,8 +294,18 @@ impl Tree {
         match key {
             Key::HeadAt => Some(self.server.shown().to_string().into_bytes()),
             Key::Face(file) => Some(self.face.text(*file, &self.server, self.inodes.count())),
+            Key::Peer(file) => self.peer_text(*file),
             _ => None,
         }
+    }
+
+    fn peer_text(&self, file: PeerFile) -> Option<Vec<u8>> {
+        self.face.peer.as_ref().and_then(|peer| peer.text(file, &self.server, &self.inodes))
+    }
+
+    /// The face of WCFS, if the mount has that.
+    pub fn peer(&self) -> Option<&PeerFace> {
+        self.face.peer.as_ref()
     }
 
     /// Where a symlink leads now.
@@ -288,12 +326,18 @@ impl Tree {
         match key {
             Key::HeadDir(_) => Ok(Some(self.server.head_txn())),
             Key::RevDir(at, _) => Ok(Some(self.server.txn(*at)?)),
-            Key::Root | Key::Head | Key::HeadById | Key::FaceDir | Key::RevRoot(_) | Key::RevById(_) => {
-                Ok(None)
-            }
+            Key::Root
+            | Key::Head
+            | Key::HeadById
+            | Key::FaceDir
+            | Key::PeerDir
+            | Key::PeerDebug
+            | Key::RevRoot(_)
+            | Key::RevById(_) => Ok(None),
             Key::HeadAt
             | Key::HeadWatch
             | Key::Face(_)
+            | Key::Peer(_)
             | Key::HeadFile(_)
             | Key::RevFile(..)
             | Key::Link(_) => Err(FsError::NotADirectory),
@@ -305,6 +349,9 @@ impl Tree {
     /// # Errors
     /// See [`FsError`].
     pub fn list(&self, key: &Key, txn: Option<&ReadTxn>) -> Result<Vec<Listed>, FsError> {
+        if let Some(peer) = &self.face.peer {
+            return peer.list(key, txn, &self.inodes);
+        }
         let listed = |name: &[u8], kind, key| Listed { name: name.to_vec(), kind, key: Some(key) };
         match (key, txn) {
             (Key::Root, _) => {
@@ -347,7 +394,8 @@ impl Tree {
     /// The inode of the directory that a directory is in, if it is known.
     pub fn parent(&self, key: &Key) -> u64 {
         let parent = match key {
-            Key::Root | Key::Head | Key::FaceDir | Key::RevRoot(_) => return ROOT_INO,
+            Key::Root | Key::Head | Key::FaceDir | Key::PeerDir | Key::RevRoot(_) => return ROOT_INO,
+            Key::PeerDebug => Key::PeerDir,
             Key::HeadDir(DirId::ROOT) | Key::HeadById => Key::Head,
             Key::RevDir(at, DirId::ROOT) | Key::RevById(at) => Key::RevRoot(*at),
             _ => return UNKNOWN_INO,

@@ -66,6 +66,8 @@ impl RangeSet {
 pub struct Delta {
     /// The later state.
     pub at: Tid,
+    /// The commits that lead there, ascending.
+    pub tids: Vec<Tid>,
     /// Changed bytes of each file that changed. A file that was only renamed or deleted has none.
     pub files: BTreeMap<FileId, RangeSet>,
     /// Names that may mean something else than before.
@@ -97,6 +99,7 @@ impl Delta {
     pub fn of(commits: &[CommitInfo], old: &ReadTxn, new: &ReadTxn) -> Result<Delta, ReadError> {
         let mut delta = Delta {
             at: new.at(),
+            tids: commits.iter().map(|commit| commit.tid).collect(),
             files: BTreeMap::new(),
             entries: BTreeSet::new(),
             dirs: BTreeSet::new(),
@@ -123,6 +126,7 @@ impl Delta {
     /// Adds what a later delta, which starts where this one ends, has.
     pub fn merge(&mut self, later: Delta) {
         self.at = later.at;
+        self.tids.extend(later.tids);
         for (file, ranges) in later.files {
             let into = self.files.entry(file).or_default();
             ranges.into_ranges().into_iter().for_each(|range| into.add(range));

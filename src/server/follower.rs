@@ -76,9 +76,10 @@ fn publish_some(server: &Server, applied: Tid) -> Result<(), ReadError> {
     // are invalidated, tracked or not (rule 2).
     let delta = Delta::of(&commits, &old, &new)?;
     server.history.update(&commits, &new);
+    server.note_commits(&commits);
     // Rule 22: nobody is told a smaller size before those who work at the larger one are safe.
     server.shrinking.hold(&delta);
-    server.head.store(Arc::new(HeadState { at, txn: new }));
+    server.publish(HeadState { at, txn: new });
     Stats::add(&server.stats.commits, commits.len() as u64);
     server.stats.heads.fetch_add(1, Ordering::Relaxed);
     let now = server.options.clock.monotonic();

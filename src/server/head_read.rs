@@ -10,9 +10,9 @@ use std::sync::atomic::Ordering;
 use futures::channel::oneshot;
 use revfs_protocol::{BlockIndex, BlockSpan, FileId, Tid};
 
-use super::history::revs_of;
 use super::links::WatchLink;
 use super::parked::{EarlySlot, OnEnd, Outcome};
+use super::peer::Upload;
 use super::stats::ReadTimer;
 use super::tracking::{ReadBytes, UnderWay, blocks_of};
 use super::{FileView, Server, Stats};
@@ -38,12 +38,18 @@ struct Answer<F> {
     reply: F,
     under_way: Option<UnderWay>,
     timer: ReadTimer,
+    /// What is to be cached besides, when it was answered.
+    upload: Option<Upload>,
 }
 
 impl<F: FnOnce(Result<ReadBytes, HeadReadError>) + Send + 'static> Answer<F> {
     fn give(self, result: Result<ReadBuffer, HeadReadError>) {
         let (under_way, timer) = (self.under_way, self.timer);
+        let upload = self.upload.filter(|_| result.is_ok());
         (self.reply)(result.map(|buffer| ReadBytes { buffer, _under_way: under_way, _timer: timer }));
+        if let Some(upload) = upload {
+            upload.start();
+        }
     }
 
     /// Now, or from the runtime.
@@ -59,7 +65,7 @@ impl<F: FnOnce(Result<ReadBytes, HeadReadError>) + Send + 'static> Answer<F> {
 
 /// How a READ goes on.
 enum Begun {
-    Load(BufferRead),
+    Load(BufferRead, FileView),
     /// When a wait is over.
     Parked(WaitId, FileView),
 }
@@ -76,10 +82,16 @@ impl Server {
             Ok(under_way) => under_way,
             Err(error) => return reply(Err(error.into())),
         };
-        let answer = Answer { reply, under_way, timer };
+        let mut answer = Answer { reply, under_way, timer, upload: None };
         match self.begin_head_read(file, offset, len, thread) {
-            Ok(Begun::Load(load)) => answer.give_load(self, load),
-            Ok(Begun::Parked(wait, view)) => self.park(wait, view, (offset, len), answer),
+            Ok(Begun::Load(load, view)) => {
+                answer.upload = Upload::of_head(self, &view, (offset, len));
+                answer.give_load(self, load);
+            }
+            Ok(Begun::Parked(wait, view)) => {
+                answer.upload = Upload::of_head(self, &view, (offset, len));
+                self.park(wait, view, (offset, len), answer);
+            }
             Err(error) => answer.give(Err(error)),
         }
     }
@@ -111,7 +123,7 @@ impl Server {
         let blocks = blocks_of(view.meta.block_size, offset, len);
         let span =
             BlockSpan { first: BlockIndex::new(*blocks.start()), last: BlockIndex::new(*blocks.end()) };
-        let revs = revs_of(&view.txn, file, span)?;
+        let revs = self.history.revs(&view, span)?;
         let newest = revs.iter().map(|(_, rev)| *rev).max().unwrap_or(Tid::ZERO);
         let links = self.links.behind(file, newest);
         if links.is_empty() {
@@ -177,13 +189,14 @@ impl Server {
         self.parked.on_end(wait, then);
     }
 
-    /// Reads bytes of a file under a revision, clipped to the file's size. Nobody has a say in it. `reply` is called
+    /// Reads bytes of the version of a file that was made at `rev`, clipped to the file's size. Nobody has a say in it. `reply` is called
     /// with them before this returns or later, on any thread; it must not wait.
-    pub fn read_rev<F>(self: &Arc<Self>, view: &FileView, (offset, len): (u64, usize), reply: F)
+    pub fn read_rev<F>(self: &Arc<Self>, (view, rev): (&FileView, Tid), (offset, len): (u64, usize), reply: F)
     where
         F: FnOnce(Result<ReadBytes, HeadReadError>) + Send + 'static,
     {
-        let answer = Answer { reply, under_way: None, timer: ReadTimer::start(self) };
+        let upload = Upload::of_version(self, view, rev, (offset, len));
+        let answer = Answer { reply, under_way: None, timer: ReadTimer::start(self), upload };
         answer.give_load(self, self.load(view, offset, len));
     }
 
@@ -211,12 +224,12 @@ impl Server {
         if self.is_kept_from(view.meta.file, view.meta.rev) {
             let blocks = blocks_of(view.meta.block_size, offset, len);
             let (first, last) = (BlockIndex::new(*blocks.start()), BlockIndex::new(*blocks.end()));
-            let revs = revs_of(&view.txn, view.meta.file, BlockSpan { first, last })?;
+            let revs = self.history.revs(view, BlockSpan { first, last })?;
             if revs.iter().any(|(_, rev)| self.is_kept_from(view.meta.file, *rev)) {
                 return Err(HeadReadError::Barred);
             }
         }
-        Ok(Begun::Load(self.load(view, offset, len)))
+        Ok(Begun::Load(self.load(view, offset, len), view.clone()))
     }
 
     /// Whether bytes that changed at `rev` may be seen by nobody any more: the server stops, and a client that works at an
@@ -228,7 +241,7 @@ impl Server {
     /// Pins blocks for all who must not see them as they are in head, because of the changes up to `at`. `wait` counts
     /// the acks.
     pub(super) fn pin_behind(self: &Arc<Self>, file: FileId, at: Tid, span: BlockSpan, wait: WaitId) {
-        let revs = self.head_file(file).and_then(|view| revs_of(&view.txn, file, span));
+        let revs = self.head_file(file).and_then(|view| self.history.revs(&view, span));
         let revs = revs.unwrap_or_else(|error| {
             // A pin too many harms nobody.
             log::warn!("blocks of file {file} are pinned as if all had changed: {error}");

@@ -4,6 +4,7 @@
 //! of the two answers is never seen, only felt. Every question has the read transaction that it is asked in.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use revfs_protocol::{BlockCount, BlockIndex, BlockSpan, FileId, Tid};
@@ -22,18 +23,43 @@ const INDEXED_BLOCKS_MAX: u64 = 256;
 pub(super) struct History {
     index: ArcSwap<Tail>,
     options: TailOptions,
+    /// The oldest state that is answered for, when only the window is; `None`: the store answers for all before it.
+    start: Option<ArcSwap<Tid>>,
 }
 
+/// The least that stays of the window where only that is answered for, as with WCFS.
+const WINDOW_SPAN_MIN: Duration = Duration::from_secs(60);
+
 impl History {
-    /// A history whose index knows nothing before `head`.
-    pub(super) fn new(head: Tid, options: TailOptions) -> History {
-        History { index: ArcSwap::from_pointee(Tail::new(head, options)), options }
+    /// A history whose index knows nothing before `head`. `window_only`: who asks about what lies before it is refused,
+    /// and a block of which it knows no change counts as unchanged since it began.
+    pub(super) fn new(head: Tid, options: TailOptions, window_only: bool) -> History {
+        let start = window_only.then(|| ArcSwap::from_pointee(head));
+        History { index: ArcSwap::from_pointee(Tail::new(head, options)), options, start }
+    }
+
+    /// The index itself, for questions that the memory alone is to answer.
+    pub(super) fn index(&self) -> Arc<Tail> {
+        self.index.load_full()
+    }
+
+    /// The oldest state at which a file may be watched, if that is bounded.
+    pub(super) fn oldest_watched(&self) -> Option<Tid> {
+        self.start.as_ref().map(|_| self.index.load().window().0)
     }
 
     /// Reads the recent past from the store. On the thread that updates, before its first update.
     pub(super) fn seed(&self, txn: &ReadTxn) {
+        if self.options.span.is_zero() {
+            return;
+        }
         match Tail::seed(txn, self.options) {
-            Ok(seeded) => self.index.store(Arc::new(seeded)),
+            Ok(seeded) => {
+                if let Some(start) = &self.start {
+                    start.store(Arc::new(seeded.window().0));
+                }
+                self.index.store(Arc::new(seeded));
+            }
             // The store answers for what the index does not know.
             Err(error) => log::warn!("the change index begins empty: {error}"),
         }
@@ -53,11 +79,31 @@ impl History {
     }
 
     /// Forgets what is older than the configured span, but nothing after `shown` (rule 12). Whoever works at an older
-    /// state is served from the store.
-    pub(super) fn forget(&self, shown: Tid, now_unix_ns: u64) {
-        let span_ns = u64::try_from(self.options.span.as_nanos()).unwrap_or(u64::MAX);
+    /// state is served from the store; where only the window is answered for, nothing after `watched`, the oldest state
+    /// that somebody works at, is forgotten either.
+    pub(super) fn forget(&self, shown: Tid, watched: Tid, now_unix_ns: u64) {
+        let span = self.options.span.max(if self.start.is_some() { WINDOW_SPAN_MIN } else { Duration::ZERO });
+        let span_ns = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+        let kept = if self.start.is_some() { shown.min(watched) } else { shown };
         let oldest = Tid::newest_at_unix_ns(now_unix_ns.saturating_sub(span_ns));
-        self.index.load().forget_past(oldest.min(shown));
+        self.index.load().forget_past(oldest.min(kept));
+    }
+
+    /// Blocks of a file in a published head with the tid at which each changed last, as runs in order.
+    pub(super) fn revs(&self, head: &FileView, span: BlockSpan) -> Result<Vec<(BlockSpan, Tid)>, ReadError> {
+        let of_store = || revs_of(&head.txn, head.meta.file, span);
+        if self.start.is_none() {
+            return of_store();
+        }
+        let index = self.index.load();
+        let mut revs = Vec::new();
+        for block in span.blocks() {
+            match index.block_rev_at(&head.txn, head.meta.file, block, head.txn.at()) {
+                Ok(known) => revs.push((BlockSpan::one(block), known.rev)),
+                Err(_) => return of_store(),
+            }
+        }
+        Ok(revs)
     }
 
     /// Tail and head of the index, and what it takes.
@@ -80,7 +126,7 @@ impl History {
             Err(_) => {
                 let mut changed = Vec::new();
                 for span in spans {
-                    let revs = revs_of(&head.txn, head.meta.file, span)?;
+                    let revs = self.revs(head, span)?;
                     changed.extend(revs.into_iter().filter(|(_, rev)| *rev > at).map(|(span, _)| span));
                 }
                 Ok(changed)
@@ -102,6 +148,22 @@ impl History {
             Ok(pins)
         };
         let index = self.index.load();
+        if let Some(start) = &self.start {
+            let begun = Tid::max(*start.load_full(), old.meta.created).min(at);
+            let of_index =
+                |block| index.block_rev_at(&old.txn, file, block, at).ok().filter(|known| known.exact);
+            let mut pins = Vec::new();
+            for block in span.blocks() {
+                let rev = match of_index(block) {
+                    Some(known) => known.rev,
+                    // Nothing was forgotten: so it is as it was then.
+                    None if index.window().0 <= begun => begun,
+                    None => of_store(BlockSpan::one(block))?.first().map_or(at, |(_, rev)| begun.max(*rev)),
+                };
+                pins.push((BlockSpan::one(block), rev.min(at)));
+            }
+            return Ok(pins);
+        }
         if span.count().raw() > INDEXED_BLOCKS_MAX || at < index.window().0 {
             return of_store(span);
         }
@@ -170,7 +232,6 @@ mod tests {
     use crate::store::native::{InitOptions, NativeStore, OpenOptions};
     use revfs_protocol::BlockSize;
     use std::collections::{BTreeMap, BTreeSet};
-    use std::time::Duration;
 
     /// Each block of runs with its revision.
     fn by_block(pins: &[(BlockSpan, Tid)]) -> BTreeMap<BlockIndex, Tid> {
@@ -217,8 +278,12 @@ mod tests {
         };
         let newest = *tids.last().unwrap();
         let (indexed, plain) = (
-            History::new(newest, TailOptions { span: Duration::from_secs(3600), ..TailOptions::default() }),
-            History::new(newest, TailOptions::default()),
+            History::new(
+                newest,
+                TailOptions { span: Duration::from_secs(3600), ..TailOptions::default() },
+                false,
+            ),
+            History::new(newest, TailOptions::default(), false),
         );
         indexed.seed(&view(newest).txn);
         assert!(indexed.window().0.0 < tids[0], "the index has all of it");

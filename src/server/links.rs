@@ -79,7 +79,11 @@ impl WatchLink {
         change: impl FnOnce(&mut Link, &mut Vec<Action>) -> R,
     ) -> R {
         let mut actions = Vec::new();
-        let result = change(&mut self.state().link, &mut actions);
+        let mut state = self.state();
+        let pins_before = state.link.pins();
+        let result = change(&mut state.link, &mut actions);
+        Stats::add(&server.stats.pins, state.link.pins() - pins_before);
+        drop(state);
         server.do_link_actions(self, actions);
         result
     }
@@ -199,6 +203,12 @@ impl Links {
         files.get(&file)?.by_at.first().map(|(at, _, _)| *at)
     }
 
+    /// The oldest state at which any file is watched.
+    pub(super) fn oldest_at_all(&self) -> Option<Tid> {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        files.values().filter_map(|watches| watches.by_at.first().map(|(at, _, _)| *at)).min()
+    }
+
     /// The oldest state at which each file is watched.
     fn oldest_of_each(&self) -> HashMap<FileId, Tid> {
         let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
@@ -294,7 +304,9 @@ impl Server {
                 continue;
             }
             let now = self.options.clock.monotonic();
+            let pins_before = state.link.pins();
             state.link.write(now, bytes, foreign.unwrap_or(true), &mut actions);
+            Stats::add(&self.stats.pins, state.link.pins() - pins_before);
             break;
         }
         self.do_link_actions(link, actions);

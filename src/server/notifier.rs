@@ -23,6 +23,7 @@ const PAUSE_STEP: Duration = Duration::from_micros(50);
 pub(super) fn run(server: &Arc<Server>) {
     while let Some((published, delta)) = next(server) {
         let at = delta.at;
+        let tids = delta.tids.clone();
         // No kernel cache is set before a mount exists: then nothing is cached.
         if let Some(kernel) = server.kernel_cache() {
             invalidate(server, kernel.as_ref(), delta);
@@ -33,10 +34,12 @@ pub(super) fn run(server: &Arc<Server>) {
         server.shown.store(at.raw(), Ordering::SeqCst);
         drop(guard);
         server.shown_moved.notify_all();
+        server.tell_tids(&tids);
         let took = server.options.clock.monotonic().saturating_sub(published);
         server.stats.times.show.observe(took);
         server.start_setups();
-        server.history.forget(at, server.options.clock.now_unix_ns());
+        let oldest = server.links.oldest_at_all().map_or(at, |oldest| oldest.min(at));
+        server.history.forget(at, oldest, server.options.clock.now_unix_ns());
     }
 }
 
@@ -57,7 +60,9 @@ fn invalidate(server: &Arc<Server>, kernel: &dyn KernelCache, delta: Delta) {
     let changed: Vec<_> =
         delta.files.into_iter().map(|(file, ranges)| (file, ranges.into_ranges())).collect();
     settle(server, delta.at, &changed);
+    server.preserve(kernel, &changed);
     for (file, ranges) in changed {
+        server.wait_for_stores(file, &ranges);
         // All changed blocks, tracked or not (rule 2). A READ of older bytes that is under way holds its pages
         // locked since before it took its head; this call waits for it, and drops what it filled in.
         for range in ranges {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use revfs_protocol::{BlockSize, BlockSpan, FileId, Tid};
+use revfs_protocol::{BlockSize, BlockSpan, FileId, Tid, format_go_duration};
 
 use super::links::{LinkId, WatchLink};
 use super::{FileView, Server};
@@ -68,6 +68,8 @@ struct Prepared {
 /// Why a set-up is refused.
 #[derive(Debug, thiserror::Error)]
 enum SetupError {
+    #[error("too far away back from head/at (@{shown}); δt = {}", format_go_duration(*.back_ns))]
+    TooOld { shown: Tid, back_ns: u64 },
     #[error("file not yet known to wcfs or is not a ZBigFile")]
     Unknown,
     #[error("file epoch detected @{rev} in between (at,head=@{head}]")]
@@ -136,6 +138,14 @@ impl Server {
 
     fn prepare(&self, file: FileId, at: Tid) -> Result<Prepared, SetupError> {
         let tracked = self.tracking.version(file);
+        if self.history.oldest_watched().is_some_and(|oldest| at < oldest) {
+            let shown = self.shown();
+            let back_ns = shown.to_unix_ns().saturating_sub(at.to_unix_ns());
+            return Err(SetupError::TooOld { shown, back_ns });
+        }
+        if self.has_peer_manners() && !self.knows_file(file) {
+            return Err(SetupError::Unknown);
+        }
         let view = match self.head_file(file) {
             Err(ReadError::NoSuchFile { .. }) => return Err(SetupError::Unknown),
             view => view?,

@@ -121,6 +121,8 @@ counters! {
     parked_reads,
     /// Watch links opened.
     links_opened,
+    /// Pins sent to clients, those back to head included.
+    pins,
     /// Clients killed for breaking the isolation protocol.
     kills,
     /// Bytes that READs were answered with.
@@ -156,6 +158,8 @@ pub struct Gauges {
     pub setups_waiting: usize,
     /// Pins that are queued or sent and not acked.
     pub pins_owed: usize,
+    /// Blocks that are pinned, or about to be.
+    pub pinned_blocks: usize,
     /// READs that wait for acks.
     pub reads_waiting: usize,
     /// Blocks that were read, which a set-up may have to pin.
@@ -164,14 +168,23 @@ pub struct Gauges {
 
 impl Gauges {
     /// All of them, in a fixed order.
-    pub fn all(&self) -> [Figure; 6] {
-        let Gauges { links, watches, setups_waiting, pins_owed, reads_waiting, tracked_blocks } = *self;
+    pub fn all(&self) -> [Figure; 7] {
+        let Gauges {
+            links,
+            watches,
+            setups_waiting,
+            pins_owed,
+            pinned_blocks,
+            reads_waiting,
+            tracked_blocks,
+        } = *self;
         let figure = |name, help, value| Figure { name, help, value };
         [
             figure("links", "Watch links that are open, or whose client is to die.", links as u64),
             figure("watches", "Watches that are set up.", watches as u64),
             figure("setups_waiting", "Set-ups that wait for head/at.", setups_waiting as u64),
             figure("pins_owed", "Pins that are queued or sent and not acked.", pins_owed as u64),
+            figure("pinned_blocks", "Blocks that are pinned, or about to be.", pinned_blocks as u64),
             figure("reads_waiting", "READs that wait for acks.", reads_waiting as u64),
             figure(
                 "tracked_blocks",
@@ -190,6 +203,7 @@ impl Server {
             watches: self.links.watches(),
             setups_waiting: self.setups.count(),
             pins_owed: self.links.all().iter().map(|link| link.stats().owed).sum(),
+            pinned_blocks: self.links.all().iter().map(|link| link.stats().pinned).sum(),
             reads_waiting: self.parked.count(),
             tracked_blocks: self.tracking.blocks(),
         }

@@ -1,5 +1,6 @@
 //! The order in which heads are published, caches dropped and `head/at` moved.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -29,6 +30,8 @@ struct RecordingCache {
     calls: Mutex<Vec<String>>,
     arrived: Mutex<Sender<()>>,
     gate: Mutex<Option<Receiver<()>>>,
+    /// Versions of files that it knows.
+    versions: Mutex<BTreeSet<(FileId, Tid)>>,
 }
 
 impl RecordingCache {
@@ -58,6 +61,18 @@ impl KernelCache for RecordingCache {
     fn invalidate_root(&self) {
         self.record("root".to_owned());
     }
+    fn knows_head(&self, _file: FileId) -> bool {
+        true
+    }
+    fn knows_version(&self, file: FileId, rev: Tid) -> bool {
+        self.versions.lock().unwrap().contains(&(file, rev))
+    }
+    fn store_head(&self, file: FileId, offset: u64, bytes: &[u8]) {
+        self.record(format!("store {} {offset} {}", file.raw(), bytes.len()));
+    }
+    fn store_version(&self, file: FileId, rev: Tid, offset: u64, bytes: &[u8]) {
+        self.record(format!("keep {} {} {offset} {}", file.raw(), rev.raw(), bytes.len()));
+    }
 }
 
 struct Fixture {
@@ -86,6 +101,7 @@ fn options(
         tracking_bytes_max: TRACKING_BYTES_MAX_DEFAULT,
         history: TailOptions::default(),
         processes,
+        peer: None,
     }
 }
 
@@ -104,6 +120,7 @@ fn fixture(commits: &[(u64, Vec<Edit>)]) -> Fixture {
         calls: Mutex::default(),
         arrived: Mutex::new(sender),
         gate: Mutex::default(),
+        versions: Mutex::default(),
     });
     assert!(server.set_kernel_cache(Arc::clone(&cache) as Arc<dyn KernelCache>));
     Fixture { store, server, cache, arrived, clock, _runtime: runtime }

@@ -216,6 +216,11 @@ impl Tracking {
         self.files().entry(file).or_insert_with(unread);
     }
 
+    /// Unit of change of a file of which something was read.
+    pub(super) fn block_size(&self, file: FileId) -> Option<BlockSize> {
+        self.files().get(&file).map(|tracked| tracked.block_size)
+    }
+
     /// Changes whenever a block of the file is added.
     pub(super) fn version(&self, file: FileId) -> u64 {
         self.files().get(&file).map_or(0, |tracked| tracked.version)

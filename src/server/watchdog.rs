@@ -186,6 +186,7 @@ impl Server {
         for link in self.links.all() {
             link.interrupt(|thread| processes.is_signalled(thread));
         }
+        self.interrupt_tids(&|thread| processes.is_signalled(thread));
         self.parked.end_of(|thread| processes.is_dying(thread));
     }
 }
@@ -229,7 +230,7 @@ fn rest(server: &Server) -> bool {
         return false;
     }
     let killing = !server.to_kill.accused.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
-    let queue = if killing || server.links.count() > 0 {
+    let queue = if killing || server.links.count() > 0 || server.tid_streams() > 0 {
         let interval = if killing { INTERVAL_KILLING } else { INTERVAL };
         server
             .watchdog_moved

@@ -128,8 +128,13 @@ impl Link {
             oldest_at: set_up.map(|(at, _)| at).min(),
             pinned: self.watches.values().map(|watch| watch.pins.len()).sum(),
             owed: self.owed.len(),
-            pins: self.last_pin / 2,
+            pins: self.pins(),
         }
+    }
+
+    /// Pins queued since it was opened, unpins included.
+    pub fn pins(&self) -> u64 {
+        self.last_pin / 2
     }
 
     /// What it has, for who looks.
@@ -147,7 +152,7 @@ impl Link {
             owed: self.owed.len(),
             owed_for: oldest,
             slowest: self.slowest,
-            pins: self.last_pin / 2,
+            pins: self.pins(),
             faulted: self.faulted,
         }
     }

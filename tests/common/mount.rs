@@ -40,6 +40,7 @@ impl TestMount {
             tracking_bytes_max: revfs::server::TRACKING_BYTES_MAX_DEFAULT,
             history: revfs::delta::TailOptions::default(),
             processes: None,
+            peer: None,
         };
         let server = Server::new(store, options);
         let dir = tempfile::tempdir().unwrap();

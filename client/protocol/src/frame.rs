@@ -8,8 +8,9 @@ use std::fmt::{self, Write};
 use std::ops::Deref;
 use std::str;
 
-/// Most bytes of a frame of the server, with its LF: clients that know of 128 read it too.
-pub const FRAME_BYTES_MAX: usize = 120;
+/// Most bytes of a frame of the server, with its LF: room for the longest error text that existing clients compare,
+/// that of an epoch. Pins and `ok` are far shorter; a client of WCFS reads 256 bytes, and at least 128 of them at once.
+pub const FRAME_BYTES_MAX: usize = 144;
 
 /// Most bytes of a frame of a client, with its LF.
 pub const LINE_BYTES_MAX: usize = 256;
@@ -287,10 +288,10 @@ mod tests {
     fn a_text_is_cut_between_characters_and_stays_one_line() {
         for (text, expected) in [
             ("a\nb\tc\x1b\u{85}d".to_owned(), "a b c  d\n".to_owned()),
-            ("x".repeat(119), "x".repeat(119) + "\n"),
-            ("x".repeat(120), "x".repeat(119) + "\n"),
-            ("x".repeat(118) + "\u{e9}z", "x".repeat(118) + "\n"),
-            ("x".repeat(117) + "\u{e9}z", "x".repeat(117) + "\u{e9}\n"),
+            ("x".repeat(143), "x".repeat(143) + "\n"),
+            ("x".repeat(144), "x".repeat(143) + "\n"),
+            ("x".repeat(142) + "\u{e9}z", "x".repeat(142) + "\n"),
+            ("x".repeat(141) + "\u{e9}z", "x".repeat(141) + "\u{e9}\n"),
             (String::new(), "\n".to_owned()),
         ] {
             let frame = FrameText::print(format_args!("{text}"));

@@ -7,6 +7,7 @@ mod block;
 mod duration;
 mod file_id;
 mod frame;
+mod go_duration;
 mod id_text;
 mod line_buffer;
 mod message;
@@ -26,6 +27,7 @@ pub use frame::{
     CONTROL_STREAM, FIRST_CLIENT_STREAM, FIRST_SERVER_STREAM, FRAME_BYTES_MAX, Frame, FrameError, FrameText,
     LINE_BYTES_MAX, StreamKind,
 };
+pub use go_duration::{GoDurationError, format_go_duration, parse_go_duration};
 pub use id_text::{IdKind, ParseIdError};
 pub use line_buffer::{LineBuffer, LineTooLong};
 pub use message::{BlockSpan, Closing, MessageError, OkReply, PinTo, ServerMessage};

@@ -150,7 +150,7 @@ fn who_owes_an_ack_is_at_fault_for_what_breaks_the_protocol_and_for_time() {
         let (heard, actions) = say(&mut link, &said);
         assert!(fault(&actions).cause.contains(cause), "{actions:?}");
         assert_eq!(fault(&actions).grace, Duration::ZERO);
-        assert!(heard.starts_with("0 fatal: ") && heard.len() <= 120, "{heard}");
+        assert!(heard.starts_with("0 fatal: ") && heard.len() <= revfs_protocol::FRAME_BYTES_MAX, "{heard}");
         assert!(link.is_faulted() && !link.is_over(), "its pins do not count as done before it is dead");
         link.dead(&mut Vec::new());
         assert!(link.is_over());
