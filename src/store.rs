@@ -303,6 +303,14 @@ pub trait Store: Send + Sync + Debug {
     /// Ends a `wait_for_commits`.
     fn wake_follower(&self);
 
+    /// Whether any of the methods below may wait for a network. Then no thread that serves the kernel calls them.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    /// Ends all waits for a storage that does not answer, and lets what would wait fail from now on: the end is near.
+    fn give_up(&self) {}
+
     /// What `name` means in `dir`.
     ///
     /// # Errors

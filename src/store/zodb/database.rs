@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use revfs_protocol::{BlockCount, BlockIndex, BlockSize, FileId, Tid};
@@ -14,9 +14,10 @@ use revfs_protocol::{BlockCount, BlockIndex, BlockSize, FileId, Tid};
 use super::Oid;
 use super::changes::Changes;
 use super::error::ZodbError;
-use super::filestorage::{FileStorage, ProgressFn, Refreshed, Transaction};
+use super::filestorage::{FileStorage, ProgressFn};
 use super::nodes::Nodes;
 use super::objects::Class;
+use super::storage::{Refreshed, Storage, StorageError, Transaction};
 use crate::store::{
     BlockRun, CommitInfo, DirId, Entry, FileMeta, Load, Piece, PieceSource, ReadBuffer, ReadError, ReadTxn,
     Store, StoreInfo,
@@ -84,7 +85,7 @@ impl Recorded {
     }
 }
 
-/// A ZODB database in a FileStorage.
+/// A ZODB database.
 pub struct Database {
     info: StoreInfo,
     nodes: Nodes,
@@ -113,8 +114,13 @@ impl Database {
     /// # Errors
     /// It is none, or cannot be read.
     pub fn open(path: &Path, options: DatabaseOptions) -> Result<Database, ZodbError> {
-        let storage = FileStorage::open(path, options.progress)?;
-        let url = format!("file://{}", storage.path().display());
+        let storage = FileStorage::open(path, options.progress).map_err(StorageError::from)?;
+        Ok(Database::on(Arc::new(storage), options.cache_bytes))
+    }
+
+    /// The database in a storage; `cache_bytes` of decoded objects are kept.
+    pub fn on(storage: Arc<dyn Storage>, cache_bytes: u64) -> Database {
+        let url = storage.url();
         let place = blake3::hash(url.as_bytes());
         let uuid = place.as_bytes().first_chunk::<UUID_BYTES>().copied().unwrap_or_default();
         let info = StoreInfo {
@@ -122,22 +128,22 @@ impl Database {
             url,
             block_size: BlockSize::DEFAULT,
             format_version: 0,
-            local_root: storage.path().parent().map(Path::to_owned),
+            local_root: storage.local_root().map(Path::to_owned),
         };
         let head = AtomicU64::new(storage.last_tid().raw());
-        let nodes = Nodes::new(storage, options.cache_bytes);
-        Ok(Database {
+        let nodes = Nodes::new(storage, cache_bytes);
+        Database {
             info,
             nodes,
             head,
             files: Mutex::new(None),
             changes: Mutex::new(None),
             recorded: RwLock::default(),
-        })
+        }
     }
 
     /// Where its records are.
-    pub fn storage(&self) -> &FileStorage {
+    pub fn storage(&self) -> &Arc<dyn Storage> {
         self.nodes.storage()
     }
 
@@ -157,6 +163,7 @@ impl Database {
         }
         let (mut files, mut unread) = (BTreeSet::new(), 0u64);
         for oid in self.storage().oids() {
+            let oid = oid?;
             match self.nodes.last_class(oid) {
                 Ok(Some(Class::BigFile)) => drop(files.insert(oid)),
                 Ok(_) => {}
@@ -203,7 +210,7 @@ impl Database {
                     }
                 }
             }
-            Refreshed::Reopened { .. } => *lock(&self.files) = None,
+            Refreshed::Anew { .. } => *lock(&self.files) = None,
         }
         let last = self.storage().last_tid().raw();
         let before = self.head.fetch_max(last, Ordering::SeqCst);
@@ -235,12 +242,7 @@ impl Database {
     }
 
     fn newest(&self, at: Tid) -> Result<Tid, ZodbError> {
-        let last = self.storage().last_tid();
-        if at >= last {
-            return Ok(last);
-        }
-        let newest = self.storage().transactions_back(Tid::ZERO, at).next().transpose()?;
-        Ok(newest.map_or(Tid::ZERO, |transaction| transaction.tid))
+        Ok(self.storage().newest(at)?)
     }
 
     /// What transactions that follow each other from `lo` on did.
@@ -306,7 +308,7 @@ impl Store for Database {
     }
 
     fn cached_bytes(&self) -> u64 {
-        self.nodes.cached_bytes()
+        self.nodes.cached_bytes() + self.storage().cached_bytes()
     }
 
     fn head(&self) -> Tid {
@@ -321,8 +323,8 @@ impl Store for Database {
         let (head, last) = (self.head(), self.storage().last_tid());
         // What an earlier file of the name had is told as committed, and what takes its place may have other data.
         let back = (last < head).then(|| {
-            let path = self.storage().path().display();
-            format!("{path} went back from @{head} to @{last}, as a restored backup does: mount it anew")
+            let url = &self.info.url;
+            format!("{url} went back from @{head} to @{last}, as a restored backup does: mount it anew")
         });
         self.storage().trouble().or(back)
     }
@@ -333,6 +335,14 @@ impl Store for Database {
 
     fn wake_follower(&self) {
         self.storage().wake_follower();
+    }
+
+    fn is_remote(&self) -> bool {
+        self.storage().is_remote()
+    }
+
+    fn give_up(&self) {
+        self.storage().give_up();
     }
 
     fn lookup(&self, txn: &ReadTxn, dir: DirId, name: &[u8]) -> Result<Option<Entry>, ReadError> {
