@@ -1,15 +1,19 @@
 //! When blocks changed: from the change index for the recent past, from the store for all before it.
 //!
 //! Invariant: the index has a commit before it is published (rule 1), so it answers for every published head. Which
-//! of the two answers is never seen, only felt. Every question has the read transaction that it is asked in.
+//! of the two answers is never seen, only felt. Every question has the read transaction that it is asked in. Of a store
+//! that tells by file the index has all changes of a file from when it was opened; what was before that in the configured
+//! span is asked of the store when it is needed, once, and is an index of that file alone.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use revfs_protocol::{BlockCount, BlockIndex, BlockSpan, FileId, Tid};
 
 use super::FileView;
-use crate::delta::{ChangeIndex, DeltaError, FileSlice, Tail, TailOptions, TailStats};
+use super::opened::Opened;
+use crate::delta::{BlockRev, ChangeIndex, DeltaError, FileSlice, Tail, TailOptions, TailStats};
 use crate::store::{CommitInfo, ReadError, ReadTxn};
 
 /// Blocks that are looked up in the store at once.
@@ -22,16 +26,26 @@ const INDEXED_BLOCKS_MAX: u64 = 256;
 pub(super) struct History {
     index: ArcSwap<Tail>,
     options: TailOptions,
+    /// Files that the index has, and since when.
+    pub(super) opened: Opened,
+    // Leaf lock: for one look-up or change; never while the store is asked.
+    before_opened: Mutex<HashMap<FileId, Arc<Tail>>>,
 }
 
 impl History {
-    /// A history whose index knows nothing before `head`.
-    pub(super) fn new(head: Tid, options: TailOptions) -> History {
-        History { index: ArcSwap::from_pointee(Tail::new(head, options)), options }
+    /// A history whose index knows nothing before `head`. Whether the store tells `by_file`, see [`Store::tells_by_file`].
+    ///
+    /// [`Store::tells_by_file`]: crate::store::Store::tells_by_file
+    pub(super) fn new(head: Tid, options: TailOptions, by_file: bool) -> History {
+        let index = ArcSwap::from_pointee(Tail::new(head, options));
+        History { index, options, opened: Opened::new(by_file, head), before_opened: Mutex::default() }
     }
 
     /// Reads the recent past from the store. On the thread that updates, before its first update.
     pub(super) fn seed(&self, txn: &ReadTxn) {
+        if self.opened.by_file() {
+            return;
+        }
         match Tail::seed(txn, self.options) {
             Ok(seeded) => self.index.store(Arc::new(seeded)),
             // The store answers for what the index does not know.
@@ -58,6 +72,54 @@ impl History {
         let span_ns = u64::try_from(self.options.span.as_nanos()).unwrap_or(u64::MAX);
         let oldest = Tid::newest_at_unix_ns(now_unix_ns.saturating_sub(span_ns));
         self.index.load().forget_past(oldest.min(shown));
+        lock(&self.before_opened).retain(|_, index| index.window().1 > oldest);
+    }
+
+    /// The index of a file before it was opened at `since`, for the configured span.
+    fn before_opened(&self, txn: &ReadTxn, file: FileId, since: Tid) -> Result<Arc<Tail>, DeltaError> {
+        if let Some(known) = lock(&self.before_opened).get(&file) {
+            return Ok(Arc::clone(known));
+        }
+        let span_ns = u64::try_from(self.options.span.as_nanos()).unwrap_or(u64::MAX);
+        let lo = Tid::newest_at_unix_ns(since.to_unix_ns().saturating_sub(span_ns)).min(since);
+        let index = Arc::new(Tail::of_file(txn, file, (lo, since), self.options)?);
+        lock(&self.before_opened).insert(file, Arc::clone(&index));
+        Ok(index)
+    }
+
+    /// Blocks of `spans` that the indexes know to have changed between the state `at` and `head`.
+    fn indexed_changes(
+        &self,
+        head: &FileView,
+        at: Tid,
+        spans: &[BlockSpan],
+    ) -> Result<Vec<BlockSpan>, DeltaError> {
+        let (txn, file) = (&head.txn, head.meta.file);
+        let since = self.opened.since(file).min(txn.at());
+        let recent = self.index.load().changed_blocks(txn, file, at.max(since), txn.at())?;
+        let recent = common(spans, &recent);
+        if at >= since {
+            return Ok(recent);
+        }
+        let before = self.before_opened(txn, file, since)?.changed_blocks(txn, file, at, since)?;
+        Ok(joined(common(spans, &before), recent))
+    }
+
+    /// When a block changed last at or before `at`, as the indexes know; `None`: they do not.
+    fn indexed_rev(&self, txn: &ReadTxn, file: FileId, block: BlockIndex, at: Tid) -> Option<Tid> {
+        let since = self.opened.since(file);
+        let index = self.index.load();
+        // Of the time before, this index may lack changes.
+        let exact = |known: &BlockRev| known.exact && known.rev > since;
+        if let Some(known) = index.block_rev_at(txn, file, block, at).ok().filter(exact) {
+            return Some(known.rev);
+        }
+        if since == Tid::ZERO {
+            return None;
+        }
+        let before = self.before_opened(txn, file, since);
+        let before = before.and_then(|index| index.block_rev_at(txn, file, block, at.min(since)));
+        before.ok().filter(|known| known.exact).map(|known| known.rev)
     }
 
     /// Tail and head of the index, and what it takes.
@@ -73,8 +135,8 @@ impl History {
         at: Tid,
         spans: Vec<BlockSpan>,
     ) -> Result<Vec<BlockSpan>, ReadError> {
-        match self.index.load().changed_blocks(&head.txn, head.meta.file, at, head.txn.at()) {
-            Ok(slice) => Ok(common(&spans, &slice)),
+        match self.indexed_changes(head, at, &spans) {
+            Ok(changed) => Ok(changed),
             Err(DeltaError::Store(error)) => Err(error),
             // It does not reach so far back.
             Err(_) => {
@@ -101,20 +163,38 @@ impl History {
             pins.iter_mut().for_each(|(_, rev)| *rev = (*rev).max(old.meta.created));
             Ok(pins)
         };
-        let index = self.index.load();
-        if span.count().raw() > INDEXED_BLOCKS_MAX || at < index.window().0 {
+        let before_index = !self.opened.by_file() && at < self.index.load().window().0;
+        if span.count().raw() > INDEXED_BLOCKS_MAX || before_index {
             return of_store(span);
         }
         let mut pins: Vec<(BlockSpan, Tid)> = Vec::new();
         for block in span.blocks() {
-            match index.block_rev_at(&old.txn, file, block, at) {
-                Ok(known) if known.exact => pins.push((BlockSpan::one(block), known.rev)),
+            match self.indexed_rev(&old.txn, file, block, at) {
+                Some(rev) => pins.push((BlockSpan::one(block), rev)),
                 // Not in the window: whatever is wrong with the index, the store knows.
-                _ => pins.extend(of_store(BlockSpan::one(block))?),
+                None => pins.extend(of_store(BlockSpan::one(block))?),
             }
         }
         Ok(pins)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Blocks that are in one or the other, in order and apart.
+fn joined(one: Vec<BlockSpan>, other: Vec<BlockSpan>) -> Vec<BlockSpan> {
+    let mut all = [one, other].concat();
+    all.sort_unstable_by_key(|span| span.first);
+    let mut joined: Vec<BlockSpan> = Vec::with_capacity(all.len());
+    for span in all {
+        match joined.last_mut() {
+            Some(last) if span.first.raw() <= last.last.raw().saturating_add(1) => last.last = last.last.max(span.last),
+            _ => joined.push(span),
+        }
+    }
+    joined
 }
 
 /// Blocks of `spans`, which are in order and apart, that a slice has.
@@ -217,8 +297,8 @@ mod tests {
         };
         let newest = *tids.last().unwrap();
         let (indexed, plain) = (
-            History::new(newest, TailOptions { span: Duration::from_secs(3600), ..TailOptions::default() }),
-            History::new(newest, TailOptions::default()),
+            History::new(newest, TailOptions { span: Duration::from_secs(3600), ..TailOptions::default() }, false),
+            History::new(newest, TailOptions::default(), false),
         );
         indexed.seed(&view(newest).txn);
         assert!(indexed.window().0.0 < tids[0], "the index has all of it");
