@@ -16,6 +16,7 @@ mod histogram;
 mod history;
 mod links;
 mod notifier;
+mod opened;
 mod parked;
 mod peer;
 mod setup;
@@ -209,7 +210,7 @@ impl Server {
     /// A server of `store`, at the head that it has applied. Nothing moves before [`Server::start`].
     pub fn new(store: Arc<dyn Store>, options: ServerOptions) -> Arc<Server> {
         let txn = ReadTxn::head(&store);
-        let history = History::new(txn.at(), options.history, options.peer.is_some());
+        let history = History::new(txn.at(), options.history, store.tells_by_file(), options.peer.is_some());
         Arc::new(Server {
             buffers: BufferPool::new(BUFFERS_KEPT, 4096),
             metas: Cache::new(METAS_KEPT),
@@ -370,6 +371,7 @@ impl Server {
     pub fn head_file(&self, file: FileId) -> Result<FileView, ReadError> {
         // One head for all blocks of a READ (rule 3). No redo is needed (rules 2, 19): a commit invalidates all
         // blocks that it changed, whether or not a READ had them, and blocks are found as of any state.
+        self.history.opened.note(file);
         let txn = self.head_txn();
         let at = txn.at();
         let missing = || ReadError::NoSuchFile { file, at };

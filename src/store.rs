@@ -11,6 +11,7 @@ pub mod follow;
 pub mod native;
 pub mod zodb;
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
@@ -306,6 +307,14 @@ pub trait Store: Send + Sync + Debug {
     /// Ends a `wait_for_commits`.
     fn wake_follower(&self);
 
+    /// Whether any of the methods below may wait for a network. Then no thread that serves the kernel calls them.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    /// Ends all waits for a storage that does not answer, and lets what would wait fail from now on: the end is near.
+    fn give_up(&self) {}
+
     /// What `name` means in `dir`.
     ///
     /// # Errors
@@ -356,6 +365,27 @@ pub trait Store: Send + Sync + Debug {
     /// # Errors
     /// See [`ReadError`].
     fn commits(&self, lo: Tid, hi: Tid, limit: usize) -> Result<Vec<CommitInfo>, ReadError>;
+
+    /// Whether it has to look at a file to tell what commits did to its blocks. Who follows such a store asks for the files
+    /// that it serves, by [`Store::commits_of`].
+    fn tells_by_file(&self) -> bool {
+        false
+    }
+
+    /// As [`Store::commits`]; but of files that are not in `files` it may be left out that blocks changed. That they were
+    /// created, deleted or replaced is told of all.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    fn commits_of(
+        &self,
+        lo: Tid,
+        hi: Tid,
+        limit: usize,
+        _files: &BTreeSet<FileId>,
+    ) -> Result<Vec<CommitInfo>, ReadError> {
+        self.commits(lo, hi, limit)
+    }
 
     /// Commits with `lo < tid <= hi`, newest first, at most `limit`.
     ///

@@ -15,7 +15,7 @@ mod tests;
 mod window;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -139,6 +139,33 @@ impl Tail {
             }
         }
         tail.reach(txn.at());
+        Ok(tail)
+    }
+
+    /// An index of what commits in (lo, hi] did to one file: that is its window, if no limit is reached.
+    ///
+    /// # Errors
+    /// The store's log cannot be read.
+    pub fn of_file(
+        txn: &ReadTxn,
+        file: FileId,
+        (lo, hi): (Tid, Tid),
+        options: TailOptions,
+    ) -> Result<Tail, DeltaError> {
+        let tail = Tail::new(lo.min(hi), options);
+        let asked = BTreeSet::from([file]);
+        loop {
+            let (_, head) = tail.window();
+            let mut commits = txn.store().commits_of(head, hi, SEED_COMMITS, &asked)?;
+            for commit in &mut commits {
+                commit.files.retain(|change| change.file == file);
+                tail.update(commit)?;
+            }
+            if commits.len() < SEED_COMMITS {
+                break;
+            }
+        }
+        tail.reach(hi);
         Ok(tail)
     }
 

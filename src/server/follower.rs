@@ -1,17 +1,18 @@
 //! The follower: applies what was committed, publishes it and tells the notifier.
 //!
 //! Invariant: heads are published in tid order, after the index has them (rule 1) and before anything of them
-//! is invalidated (rule 17). It never waits for the notifier: commit t+1 is published while t is still being
+//! is invalidated (rule 17); a head has its changes to all files that somebody opened before it (`opened`). It never waits for the notifier: commit t+1 is published while t is still being
 //! dropped from the kernel's cache. An error moves nothing and ends nothing.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use revfs_protocol::Tid;
+use revfs_protocol::{FileId, Tid};
 
 use super::{Delta, HeadState, Server, Stats};
-use crate::store::{Load, ReadError, ReadTxn};
+use crate::store::{CommitInfo, Load, ReadError, ReadTxn};
 
 /// Most commits that become one head when the server is behind.
 const COMMITS_PER_HEAD_MAX: usize = 4096;
@@ -65,21 +66,31 @@ fn catch_up(server: &Server) -> Result<(), ReadError> {
 /// Publishes the next head after the published one, at most `applied`.
 fn publish_some(server: &Server, applied: Tid) -> Result<(), ReadError> {
     let old = server.head_txn();
-    let commits = server.store.commits(old.at(), applied, COMMITS_PER_HEAD_MAX)?;
+    let opened = &server.history.opened;
+    let mut asked = opened.files();
+    let mut commits = server.store.commits_of(old.at(), applied, COMMITS_PER_HEAD_MAX, &asked)?;
     let at = match commits.last() {
         Some(last) if commits.len() == COMMITS_PER_HEAD_MAX => last.tid,
         // All of them, or none that is listed: head moves all the same.
         _ => applied,
     };
     let new = ReadTxn::new(&server.store, at)?;
-    // All that can fail comes before publishing; a delta depends on the commits alone, as all changed blocks
-    // are invalidated, tracked or not (rule 2).
-    let delta = Delta::of(&commits, &old, &new)?;
-    server.history.update(&commits, &new);
-    server.note_commits(&commits);
-    // Rule 22: nobody is told a smaller size before those who work at the larger one are safe.
-    server.shrinking.hold(&delta);
-    server.publish(HeadState { at, txn: new });
+    let delta = loop {
+        // All that can fail comes before publishing; a delta depends on the commits alone, as all changed blocks
+        // are invalidated, tracked or not (rule 2).
+        let delta = Delta::of(&commits, &old, &new)?;
+        let published = opened.publish(at, &asked, || {
+            server.history.update(&commits, &new);
+            // Rule 22: nobody is told a smaller size before those who work at the larger one are safe.
+            server.shrinking.hold(&delta);
+            server.note_commits(&commits);
+            server.publish(HeadState { at, txn: new.clone() });
+        });
+        let Err(late) = published else { break delta };
+        // Somebody opened a file while the others were asked about, and has it as of the head before.
+        add_files(&mut commits, server.store.commits_of(old.at(), at, COMMITS_PER_HEAD_MAX, &late)?);
+        asked.extend(late);
+    };
     Stats::add(&server.stats.commits, commits.len() as u64);
     server.stats.heads.fetch_add(1, Ordering::Relaxed);
     let now = server.options.clock.monotonic();
@@ -91,6 +102,15 @@ fn publish_some(server: &Server, applied: Tid) -> Result<(), ReadError> {
     drop(queue);
     server.queue_moved.notify_all();
     Ok(())
+}
+
+/// Adds to commits what they did to more files.
+fn add_files(commits: &mut [CommitInfo], more: Vec<CommitInfo>) {
+    for more in more {
+        let Some(commit) = commits.iter_mut().find(|commit| commit.tid == more.tid) else { continue };
+        let known: BTreeSet<FileId> = commit.files.iter().map(|change| change.file).collect();
+        commit.files.extend(more.files.into_iter().filter(|change| !known.contains(&change.file)));
+    }
 }
 
 fn wait_or_stop(server: &Server, timeout: Duration) {

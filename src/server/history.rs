@@ -1,16 +1,21 @@
 //! When blocks changed: from the change index for the recent past, from the store for all before it.
 //!
 //! Invariant: the index has a commit before it is published (rule 1), so it answers for every published head. Which
-//! of the two answers is never seen, only felt. Every question has the read transaction that it is asked in.
+//! of the two answers is never seen, only felt. Every question has the read transaction that it is asked in. Of a store
+//! that tells by file the index has all changes of a file from when it was opened; what was before that in the configured
+//! span is asked of the store when it is needed, once, and is an index of that file alone.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use revfs_protocol::{BlockCount, BlockIndex, BlockSpan, FileId, Tid};
 
 use super::FileView;
-use crate::delta::{ChangeIndex, DeltaError, FileSlice, Tail, TailOptions, TailStats};
+use super::opened::Opened;
+use crate::delta::{BlockRev, ChangeIndex, DeltaError, FileSlice, Tail, TailOptions, TailStats};
 use crate::store::{CommitInfo, ReadError, ReadTxn};
 
 /// Blocks that are looked up in the store at once.
@@ -23,43 +28,57 @@ const INDEXED_BLOCKS_MAX: u64 = 256;
 pub(super) struct History {
     index: ArcSwap<Tail>,
     options: TailOptions,
-    /// The oldest state that is answered for, when only the window is; `None`: the store answers for all before it.
-    start: Option<ArcSwap<Tid>>,
+    /// Only this window is answered for; `None`: the store answers for all before what the index has.
+    only: Option<OnlyWindow>,
+    /// Files that the index has, and since when.
+    pub(super) opened: Opened,
+    // Leaf lock: for one look-up or change; never while the store is asked.
+    before_opened: Mutex<HashMap<FileId, Arc<Tail>>>,
+}
+
+/// The window where nothing before it is answered for.
+#[derive(Debug)]
+struct OnlyWindow {
+    /// Where it began.
+    start: Tid,
+    /// Where it begins now, as a tid: it only moves up.
+    oldest: AtomicU64,
+}
+
+impl OnlyWindow {
+    fn oldest(&self) -> Tid {
+        Tid::from_raw(self.oldest.load(Ordering::SeqCst))
+    }
 }
 
 /// The least that stays of the window where only that is answered for, as with WCFS.
 const WINDOW_SPAN_MIN: Duration = Duration::from_secs(60);
 
 impl History {
-    /// A history whose index knows nothing before `head`. `window_only`: who asks about what lies before it is refused,
-    /// and a block of which it knows no change counts as unchanged since it began.
-    pub(super) fn new(head: Tid, options: TailOptions, window_only: bool) -> History {
-        let start = window_only.then(|| ArcSwap::from_pointee(head));
-        History { index: ArcSwap::from_pointee(Tail::new(head, options)), options, start }
-    }
-
-    /// The index itself, for questions that the memory alone is to answer.
-    pub(super) fn index(&self) -> Arc<Tail> {
-        self.index.load_full()
+    /// A history whose index knows nothing before `head`. Whether the store tells `by_file`, see [`Store::tells_by_file`].
+    /// `window_only`: who asks about what lies before the configured span is refused, and a block of which no change is
+    /// known counts as unchanged since then.
+    ///
+    /// [`Store::tells_by_file`]: crate::store::Store::tells_by_file
+    pub(super) fn new(head: Tid, options: TailOptions, by_file: bool, window_only: bool) -> History {
+        let index = ArcSwap::from_pointee(Tail::new(head, options));
+        let start = span_before(head, options.span);
+        let only = window_only.then(|| OnlyWindow { start, oldest: AtomicU64::new(start.raw()) });
+        History { index, options, only, opened: Opened::new(by_file, head), before_opened: Mutex::default() }
     }
 
     /// The oldest state at which a file may be watched, if that is bounded.
     pub(super) fn oldest_watched(&self) -> Option<Tid> {
-        self.start.as_ref().map(|_| self.index.load().window().0)
+        self.only.as_ref().map(OnlyWindow::oldest)
     }
 
     /// Reads the recent past from the store. On the thread that updates, before its first update.
     pub(super) fn seed(&self, txn: &ReadTxn) {
-        if self.options.span.is_zero() {
+        if self.opened.by_file() || self.options.span.is_zero() {
             return;
         }
         match Tail::seed(txn, self.options) {
-            Ok(seeded) => {
-                if let Some(start) = &self.start {
-                    start.store(Arc::new(seeded.window().0));
-                }
-                self.index.store(Arc::new(seeded));
-            }
+            Ok(seeded) => self.index.store(Arc::new(seeded)),
             // The store answers for what the index does not know.
             Err(error) => log::warn!("the change index begins empty: {error}"),
         }
@@ -82,28 +101,87 @@ impl History {
     /// state is served from the store; where only the window is answered for, nothing after `watched`, the oldest state
     /// that somebody works at, is forgotten either.
     pub(super) fn forget(&self, shown: Tid, watched: Tid, now_unix_ns: u64) {
-        let span = self.options.span.max(if self.start.is_some() { WINDOW_SPAN_MIN } else { Duration::ZERO });
+        let (span, kept) = match &self.only {
+            Some(_) => (self.options.span.max(WINDOW_SPAN_MIN), shown.min(watched)),
+            None => (self.options.span, shown),
+        };
         let span_ns = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
-        let kept = if self.start.is_some() { shown.min(watched) } else { shown };
-        let oldest = Tid::newest_at_unix_ns(now_unix_ns.saturating_sub(span_ns));
-        self.index.load().forget_past(oldest.min(kept));
+        let oldest = Tid::newest_at_unix_ns(now_unix_ns.saturating_sub(span_ns)).min(kept);
+        if let Some(only) = &self.only {
+            only.oldest.fetch_max(oldest.raw(), Ordering::SeqCst);
+        }
+        self.index.load().forget_past(oldest);
+        lock(&self.before_opened).retain(|_, index| index.window().1 > oldest);
+    }
+
+    /// The index of a file before it was opened at `since`, for the configured span.
+    fn before_opened(&self, txn: &ReadTxn, file: FileId, since: Tid) -> Result<Arc<Tail>, DeltaError> {
+        if let Some(known) = lock(&self.before_opened).get(&file) {
+            return Ok(Arc::clone(known));
+        }
+        let lo = self.oldest_watched().unwrap_or_else(|| span_before(since, self.options.span)).min(since);
+        let index = Arc::new(Tail::of_file(txn, file, (lo, since), self.options)?);
+        lock(&self.before_opened).insert(file, Arc::clone(&index));
+        Ok(index)
+    }
+
+    /// Blocks of `spans` that the indexes know to have changed between the state `at` and `head`.
+    fn indexed_changes(
+        &self,
+        head: &FileView,
+        at: Tid,
+        spans: &[BlockSpan],
+    ) -> Result<Vec<BlockSpan>, DeltaError> {
+        let (txn, file) = (&head.txn, head.meta.file);
+        let since = self.opened.since(file).min(txn.at());
+        let recent = self.index.load().changed_blocks(txn, file, at.max(since), txn.at())?;
+        let recent = common(spans, &recent);
+        if at >= since {
+            return Ok(recent);
+        }
+        let before = self.before_opened(txn, file, since)?.changed_blocks(txn, file, at, since)?;
+        Ok(joined(common(spans, &before), recent))
+    }
+
+    /// When a block changed last at or before `at`, as the indexes know; `None`: not in their windows.
+    fn indexed_rev(
+        &self,
+        txn: &ReadTxn,
+        file: FileId,
+        block: BlockIndex,
+        at: Tid,
+    ) -> Result<Option<Tid>, DeltaError> {
+        let since = self.opened.since(file);
+        let of = |known: BlockRev| known.exact.then_some(known.rev);
+        if at > since || since == Tid::ZERO {
+            // Of the time before, this index may lack changes.
+            let known = of(self.index.load().block_rev_at(txn, file, block, at)?).filter(|rev| *rev > since);
+            if known.is_some() || since == Tid::ZERO {
+                return Ok(known);
+            }
+        }
+        Ok(of(self.before_opened(txn, file, since)?.block_rev_at(txn, file, block, at.min(since))?))
     }
 
     /// Blocks of a file in a published head with the tid at which each changed last, as runs in order.
     pub(super) fn revs(&self, head: &FileView, span: BlockSpan) -> Result<Vec<(BlockSpan, Tid)>, ReadError> {
-        let of_store = || revs_of(&head.txn, head.meta.file, span);
-        if self.start.is_none() {
-            return of_store();
-        }
-        let index = self.index.load();
+        let (txn, file) = (&head.txn, head.meta.file);
+        let Some(only) = &self.only else { return revs_of(txn, file, span) };
         let mut revs = Vec::new();
         for block in span.blocks() {
-            match index.block_rev_at(&head.txn, head.meta.file, block, head.txn.at()) {
-                Ok(known) => revs.push((BlockSpan::one(block), known.rev)),
-                Err(_) => return of_store(),
+            match self.indexed_rev(txn, file, block, txn.at()) {
+                Ok(rev) => revs.push((BlockSpan::one(block), rev.unwrap_or_else(|| only.oldest()))),
+                // Not below its last change: a pin too many harms nobody.
+                Err(_) => return revs_of(txn, file, span),
             }
         }
         Ok(revs)
+    }
+
+    /// Whether a block may be another one in `head` than in the state `at`, before it. Asks the memory only.
+    pub(super) fn may_differ(&self, head: &ReadTxn, file: FileId, block: BlockIndex, at: Tid) -> bool {
+        let known = self.index.load().block_rev_at(head, file, block, head.at());
+        at < self.opened.since(file) || known.map_or(true, |known| known.rev > at)
     }
 
     /// Tail and head of the index, and what it takes.
@@ -119,8 +197,8 @@ impl History {
         at: Tid,
         spans: Vec<BlockSpan>,
     ) -> Result<Vec<BlockSpan>, ReadError> {
-        match self.index.load().changed_blocks(&head.txn, head.meta.file, at, head.txn.at()) {
-            Ok(slice) => Ok(common(&spans, &slice)),
+        match self.indexed_changes(head, at, &spans) {
+            Ok(changed) => Ok(changed),
             Err(DeltaError::Store(error)) => Err(error),
             // It does not reach so far back.
             Err(_) => {
@@ -147,36 +225,63 @@ impl History {
             pins.iter_mut().for_each(|(_, rev)| *rev = (*rev).max(old.meta.created));
             Ok(pins)
         };
-        let index = self.index.load();
-        if let Some(start) = &self.start {
-            let begun = Tid::max(*start.load_full(), old.meta.created).min(at);
-            let of_index =
-                |block| index.block_rev_at(&old.txn, file, block, at).ok().filter(|known| known.exact);
+        if let Some(only) = &self.only {
+            let begun = only.start.max(old.meta.created).min(at);
             let mut pins = Vec::new();
             for block in span.blocks() {
-                let rev = match of_index(block) {
-                    Some(known) => known.rev,
+                let rev = match self.indexed_rev(&old.txn, file, block, at) {
+                    Ok(Some(rev)) => rev,
                     // Nothing was forgotten: so it is as it was then.
-                    None if index.window().0 <= begun => begun,
-                    None => of_store(BlockSpan::one(block))?.first().map_or(at, |(_, rev)| begun.max(*rev)),
+                    Ok(None) if only.oldest() == only.start => begun,
+                    _ => of_store(BlockSpan::one(block))?.first().map_or(at, |(_, rev)| begun.max(*rev)),
                 };
                 pins.push((BlockSpan::one(block), rev.min(at)));
             }
             return Ok(pins);
         }
-        if span.count().raw() > INDEXED_BLOCKS_MAX || at < index.window().0 {
+        let before_index = !self.opened.by_file() && at < self.index.load().window().0;
+        if span.count().raw() > INDEXED_BLOCKS_MAX || before_index {
             return of_store(span);
         }
         let mut pins: Vec<(BlockSpan, Tid)> = Vec::new();
         for block in span.blocks() {
-            match index.block_rev_at(&old.txn, file, block, at) {
-                Ok(known) if known.exact => pins.push((BlockSpan::one(block), known.rev)),
+            match self.indexed_rev(&old.txn, file, block, at) {
+                Ok(Some(rev)) => pins.push((BlockSpan::one(block), rev)),
                 // Not in the window: whatever is wrong with the index, the store knows.
                 _ => pins.extend(of_store(BlockSpan::one(block))?),
             }
         }
         Ok(pins)
     }
+}
+
+/// The state that a span lies before another one.
+fn span_before(at: Tid, span: Duration) -> Tid {
+    if span.is_zero() {
+        return at;
+    }
+    let span_ns = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+    Tid::newest_at_unix_ns(at.to_unix_ns().saturating_sub(span_ns)).min(at)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Blocks that are in one or the other, in order and apart.
+fn joined(one: Vec<BlockSpan>, other: Vec<BlockSpan>) -> Vec<BlockSpan> {
+    let mut all = [one, other].concat();
+    all.sort_unstable_by_key(|span| span.first);
+    let mut joined: Vec<BlockSpan> = Vec::with_capacity(all.len());
+    for span in all {
+        match joined.last_mut() {
+            Some(last) if span.first.raw() <= last.last.raw().saturating_add(1) => {
+                last.last = last.last.max(span.last)
+            }
+            _ => joined.push(span),
+        }
+    }
+    joined
 }
 
 /// Blocks of `spans`, which are in order and apart, that a slice has.
@@ -282,8 +387,9 @@ mod tests {
                 newest,
                 TailOptions { span: Duration::from_secs(3600), ..TailOptions::default() },
                 false,
+                false,
             ),
-            History::new(newest, TailOptions::default(), false),
+            History::new(newest, TailOptions::default(), false, false),
         );
         indexed.seed(&view(newest).txn);
         assert!(indexed.window().0.0 < tids[0], "the index has all of it");

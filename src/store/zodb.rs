@@ -11,6 +11,7 @@ pub mod filestorage;
 mod nodes;
 pub mod objects;
 pub mod pickle;
+pub mod storage;
 mod verify;
 mod database;
 

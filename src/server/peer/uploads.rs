@@ -10,7 +10,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use revfs_protocol::{BlockIndex, FileId, Tid};
 
-use crate::delta::ChangeIndex;
 use crate::server::tracking::blocks_of;
 use crate::server::{FileView, Server};
 use crate::store::{Load, ReadError};
@@ -179,7 +178,6 @@ impl Server {
         if head.at() == view.txn.at() {
             return false;
         }
-        let known = self.history.index().block_rev_at(&head, view.meta.file, block, head.at());
-        known.map_or(true, |known| known.rev > view.txn.at())
+        self.history.may_differ(&head, view.meta.file, block, view.txn.at())
     }
 }

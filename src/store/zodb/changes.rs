@@ -1,9 +1,10 @@
-//! Which blocks of which files a transaction changed.
+//! Which blocks of a file a transaction changed.
 //!
-//! It keeps the trees of all files as of one state, and takes them to the next. Of a tree only what a transaction wrote, and
-//! what that refers to for the first time, is loaded: the rest is known to be as it was. Invariant: after a step each tree here
-//! equals the one in the database, and a step tells at least each block whose bytes differ between its two states. A
-//! tree that cannot be read is told as changed wholly, at each step until it can be.
+//! A [`FileTree`] is the tree of one file as of one state, and is taken to the next state. Only what a transaction wrote, and
+//! what that refers to for the first time, is loaded: the rest is known to be as it was. Invariant: after a step a tree here
+//! equals the one in the database, and a step tells exactly the blocks that mean another object, or one that was written. A
+//! tree that cannot be read is told as changed wholly, at each step until it can be. Memory is about 50 bytes a block, 80 while
+//! it grows: 16 in a leaf, and a slot in a table that leads from a written block to where it stands.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -29,31 +30,68 @@ struct Known {
 
 #[derive(Clone, Debug)]
 enum Part {
-    Inner(Vec<Oid>),
-    Leaf(Vec<(i64, Oid)>),
+    Inner(Box<[Oid]>),
+    Leaf(Box<[(i64, Oid)]>),
 }
 
-/// What an object is to a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Use {
-    Node(Oid),
-    Block(Oid, i64),
+/// Where in its file each block stands: mostly in one place.
+#[derive(Debug, Default)]
+struct Places {
+    first: HashMap<Oid, i64>,
+    more: HashMap<Oid, Vec<i64>>,
 }
 
+impl Places {
+    fn add(&mut self, block: Oid, key: i64) {
+        match self.first.entry(block) {
+            Entry::Vacant(free) => drop(free.insert(key)),
+            Entry::Occupied(_) => self.more.entry(block).or_default().push(key),
+        }
+    }
+
+    fn remove(&mut self, block: Oid, key: i64) {
+        if let Entry::Occupied(mut more) = self.more.entry(block) {
+            let keys = more.get_mut();
+            match keys.iter().position(|other| *other == key) {
+                Some(at) => drop(keys.swap_remove(at)),
+                // It is the first that goes: another takes its place.
+                None => {
+                    if let Some(other) = keys.pop() {
+                        self.first.insert(block, other);
+                    }
+                }
+            }
+            if keys.is_empty() {
+                more.remove();
+            }
+        } else {
+            self.first.remove(&block);
+        }
+    }
+
+    fn of(&self, block: Oid) -> impl Iterator<Item = i64> {
+        let more = self.more.get(&block).into_iter().flatten();
+        self.first.get(&block).into_iter().chain(more).copied()
+    }
+}
+
+/// A tree that could be read.
+#[derive(Debug, Default)]
+struct Parts {
+    nodes: HashMap<Oid, Known>,
+    places: Places,
+}
+
+/// One file with its tree, as of one state.
 #[derive(Debug)]
-struct FileTree {
-    file: FileNode,
+pub struct FileTree {
+    oid: Oid,
+    at: Tid,
+    /// `None`: it does not exist, or is no file.
+    file: Option<FileNode>,
     size: u64,
     /// `None`: it could not be read.
-    nodes: Option<HashMap<Oid, Known>>,
-}
-
-/// The trees of all files as of one state.
-#[derive(Debug)]
-pub struct Changes {
-    at: Tid,
-    files: BTreeMap<Oid, FileTree>,
-    uses: HashMap<Oid, Vec<Use>>,
+    parts: Option<Parts>,
 }
 
 /// What differs between two states of a tree.
@@ -62,31 +100,32 @@ struct TreeDelta {
     gone: Vec<Oid>,
     /// Nodes that are new, or not what they were.
     come: HashMap<Oid, Known>,
-    /// Nodes that are as they were, below another node maybe.
+    /// Nodes that are as they were, below another node now.
     moved: Vec<(Oid, Option<Oid>)>,
     /// Where blocks were, and are, under all these.
     before: BTreeMap<i64, Oid>,
     after: BTreeMap<i64, Oid>,
 }
 
-impl Changes {
-    /// The trees of these files at `at`.
-    pub fn new(nodes: &Nodes, files: &BTreeSet<Oid>, at: Tid) -> Result<Changes, ZodbError> {
-        let mut changes = Changes { at, files: BTreeMap::new(), uses: HashMap::new() };
-        for oid in files {
-            if let Some(file) = file_or_warn(nodes, *oid, at)? {
-                changes.add(nodes, *oid, file, at)?;
-            }
-        }
-        Ok(changes)
+impl FileTree {
+    /// The tree of a file at `at`, wholly read.
+    ///
+    /// If that was packed away, it is not known.
+    ///
+    /// # Errors
+    /// The storage does not answer.
+    pub fn load(nodes: &Nodes, oid: Oid, at: Tid) -> Result<FileTree, ZodbError> {
+        let mut tree = FileTree { oid, at, file: file_or_warn(nodes, oid, at)?, size: 0, parts: None };
+        tree.read(nodes)?;
+        Ok(tree)
     }
 
-    /// The state that they are of.
+    /// The state that it is of.
     pub fn at(&self) -> Tid {
         self.at
     }
 
-    /// Goes on to the state `tid`, in which `written` were written; tells what that did to files.
+    /// Goes on to the state `tid`, in which `written` were written; tells what that did to the file, if anything.
     ///
     /// # Errors
     /// The storage does not answer. Then it is good for nothing more.
@@ -95,179 +134,166 @@ impl Changes {
         nodes: &Nodes,
         tid: Tid,
         written: &BTreeSet<Oid>,
-    ) -> Result<Vec<FileChange>, ZodbError> {
-        let mut told: BTreeMap<Oid, FileChange> = BTreeMap::new();
-        let mut trees: BTreeSet<Oid> = BTreeSet::new();
-        let mut blocks: BTreeMap<Oid, BTreeSet<i64>> = BTreeMap::new();
-        for oid in written {
-            if let Some(change) = self.step_file(nodes, *oid, tid)? {
-                told.insert(*oid, change);
-            }
-            for used in self.uses.get(oid).into_iter().flatten() {
-                match used {
-                    Use::Node(file) => drop(trees.insert(*file)),
-                    Use::Block(..) => {}
-                }
-            }
-        }
-        trees.extend(self.files.iter().filter(|(_, tree)| tree.nodes.is_none()).map(|(oid, _)| *oid));
-        for oid in &trees {
-            if told.contains_key(oid) {
-                continue;
-            }
-            if let Some(change) = self.step_tree(nodes, *oid, tid, written, &mut blocks)? {
-                told.insert(*oid, change);
-            }
-        }
-        // As the trees are now: a block that is used no more has no bytes that changed.
-        for oid in written {
-            for used in self.uses.get(oid).into_iter().flatten() {
-                if let Use::Block(file, key) = used {
-                    blocks.entry(*file).or_default().insert(*key);
-                }
-            }
-        }
-        for (oid, keys) in blocks {
-            let Some(tree) = self.files.get(&oid) else { continue };
-            let change = told.entry(oid).or_insert_with(|| change_of(oid, tree.size, tree));
-            if !change.created && !is_all(&change.blocks) {
-                change.blocks = runs_of(&keys);
-            }
-        }
-        self.at = tid;
-        Ok(told.into_values().collect())
-    }
-
-    /// What became of the record of a file itself.
-    fn step_file(&mut self, nodes: &Nodes, oid: Oid, tid: Tid) -> Result<Option<FileChange>, ZodbError> {
-        let known = self.files.get(&oid).map(|tree| (tree.file, tree.size));
-        if known.is_none() && !is_file(nodes, oid, tid)? {
-            return Ok(None);
-        }
-        let file = file_or_warn(nodes, oid, tid)?;
-        match (known, file) {
-            (None, None) => Ok(None),
-            (Some((old, old_size)), None) => {
-                self.remove(oid);
-                let mut change = bare_change(oid, old_size, 0, old.block_size);
-                change.deleted = true;
-                Ok(Some(change))
-            }
-            (Some((old, _)), Some(new)) if (old.block_size, old.tree) == (new.block_size, new.tree) => {
-                if let Some(tree) = self.files.get_mut(&oid) {
-                    tree.file = new;
-                }
-                Ok(None)
-            }
-            (known, Some(new)) => {
-                self.remove(oid);
-                self.add(nodes, oid, new, tid)?;
-                let size = self.files.get(&oid).map_or(0, |tree| tree.size);
-                let mut change = bare_change(oid, known.map_or(0, |(_, size)| size), size, new.block_size);
-                change.created = known.is_none();
-                change.replaced = known.is_some();
-                change.blocks = all_blocks();
-                Ok(Some(change))
-            }
-        }
-    }
-
-    /// Takes the tree of a file to the state `tid`, and adds the keys that came to mean something else.
-    fn step_tree(
-        &mut self,
-        nodes: &Nodes,
-        oid: Oid,
-        tid: Tid,
-        written: &BTreeSet<Oid>,
-        blocks: &mut BTreeMap<Oid, BTreeSet<i64>>,
     ) -> Result<Option<FileChange>, ZodbError> {
-        let Some(tree) = self.files.get(&oid) else { return Ok(None) };
-        let (file, old_size) = (tree.file, tree.size);
-        let delta = match &tree.nodes {
-            Some(known) => tree_delta(nodes, (oid, file.tree), known, tid, written),
-            None => Err(unknown_tree(oid, tid)),
-        };
-        let delta = match delta {
-            Ok(delta) => delta,
-            Err(error) if !error.is_damage() => return Err(error),
-            Err(error) => {
-                // From its beginning: maybe only what is kept here is wrong.
-                log::warn!("file {oid}: {error}");
-                self.remove(oid);
-                self.add(nodes, oid, file, tid)?;
-                let size = self.files.get(&oid).map_or(0, |tree| tree.size);
-                let mut change = bare_change(oid, old_size, size, file.block_size);
-                change.blocks = all_blocks();
-                return Ok(Some(change));
+        self.at = tid;
+        if written.contains(&self.oid) {
+            let old = self.file;
+            self.file = file_or_warn(nodes, self.oid, tid)?;
+            if old.map(|old| (old.block_size, old.tree)) != self.file.map(|new| (new.block_size, new.tree)) {
+                return self.epoch(nodes, old);
             }
-        };
-        let changed: BTreeSet<i64> = (delta.before.iter())
-            .chain(&delta.after)
-            .map(|(key, _)| *key)
-            .filter(|key| *key >= 0 && delta.before.get(key) != delta.after.get(key))
-            .collect();
-        self.apply(oid, delta);
-        let Some(tree) = self.files.get_mut(&oid) else { return Ok(None) };
-        tree.size = size_now(tree).unwrap_or(old_size);
+        }
+        let Some(file) = self.file else { return Ok(None) };
+        let Some(parts) = &mut self.parts else { return self.whole(nodes) };
+        let old_size = self.size;
+        let mut changed = BTreeSet::new();
+        if written.iter().any(|oid| parts.nodes.contains_key(oid)) {
+            match tree_delta(nodes, (self.oid, file.tree), &parts.nodes, tid, written) {
+                Ok(delta) => {
+                    let keys = delta.before.iter().chain(&delta.after).map(|(key, _)| *key);
+                    changed.extend(keys.filter(|key| delta.before.get(key) != delta.after.get(key)));
+                    parts.apply(delta);
+                    self.size = parts.size(&file).unwrap_or(old_size);
+                }
+                Err(error) if !is_lost(&error) => return Err(error),
+                Err(error) => {
+                    // From its beginning: maybe only what is kept here is wrong.
+                    log::warn!("file {}: {error}", self.oid);
+                    return self.whole(nodes);
+                }
+            }
+        }
+        // As the tree is now: a block that is used no more has no bytes that changed.
+        for oid in written {
+            changed.extend(parts.places.of(*oid));
+        }
+        changed.retain(|key| *key >= 0);
         if changed.is_empty() {
             return Ok(None);
         }
-        blocks.entry(oid).or_default().extend(changed);
-        Ok(Some(change_of(oid, old_size, tree)))
+        let mut change = bare_change(self.oid, old_size, self.size, file.block_size);
+        change.blocks = runs_of(&changed);
+        Ok(Some(change))
     }
 
-    fn apply(&mut self, file: Oid, delta: TreeDelta) {
-        let Some(known) = self.files.get_mut(&file).and_then(|tree| tree.nodes.as_mut()) else { return };
+    /// What it is that the file became another one.
+    fn epoch(&mut self, nodes: &Nodes, old: Option<FileNode>) -> Result<Option<FileChange>, ZodbError> {
+        let old_size = self.size;
+        self.read(nodes)?;
+        let change =
+            epoch_change(self.oid, old.map(|old| (old, old_size)), self.file.map(|new| (new, self.size)));
+        Ok(change)
+    }
+
+    /// Reads it anew and tells all of it as changed.
+    fn whole(&mut self, nodes: &Nodes) -> Result<Option<FileChange>, ZodbError> {
+        let Some(file) = self.file else { return Ok(None) };
+        let old_size = self.size;
+        self.read(nodes)?;
+        let mut change = bare_change(self.oid, old_size, self.size, file.block_size);
+        change.blocks = all_blocks();
+        Ok(Some(change))
+    }
+
+    /// Reads the whole tree.
+    fn read(&mut self, nodes: &Nodes) -> Result<(), ZodbError> {
+        (self.size, self.parts) = (0, None);
+        let Some(file) = self.file else { return Ok(()) };
+        match tree_delta(nodes, (self.oid, file.tree), &HashMap::new(), self.at, &BTreeSet::new()) {
+            Ok(delta) => {
+                let mut parts = Parts::default();
+                parts.apply(delta);
+                self.size = parts.size(&file).unwrap_or(0);
+                self.parts = Some(parts);
+                Ok(())
+            }
+            Err(error) if is_lost(&error) => {
+                log::warn!("file {}: {error}", self.oid);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Parts {
+    fn apply(&mut self, delta: TreeDelta) {
         for oid in &delta.gone {
-            known.remove(oid);
-            forget(&mut self.uses, *oid, Use::Node(file));
+            self.nodes.remove(oid);
         }
         for (key, block) in &delta.before {
-            forget(&mut self.uses, *block, Use::Block(file, *key));
+            if delta.after.get(key) != Some(block) {
+                self.places.remove(*block, *key);
+            }
         }
         for (key, block) in &delta.after {
-            self.uses.entry(*block).or_default().push(Use::Block(file, *key));
+            if delta.before.get(key) != Some(block) {
+                self.places.add(*block, *key);
+            }
         }
         for (oid, parent) in delta.moved {
-            if let Some(node) = known.get_mut(&oid) {
+            if let Some(node) = self.nodes.get_mut(&oid) {
                 node.parent = parent;
             }
         }
-        for (oid, node) in delta.come {
-            self.uses.entry(oid).or_default().push(Use::Node(file));
-            known.insert(oid, node);
-        }
+        self.nodes.extend(delta.come);
     }
 
-    /// Reads the whole tree of a file.
-    fn add(&mut self, nodes: &Nodes, oid: Oid, file: FileNode, at: Tid) -> Result<(), ZodbError> {
-        let nothing = HashMap::new();
-        match tree_delta(nodes, (oid, file.tree), &nothing, at, &BTreeSet::new()) {
-            Ok(delta) => {
-                self.files.insert(oid, FileTree { file, size: 0, nodes: Some(HashMap::new()) });
-                self.apply(oid, delta);
-                if let Some(tree) = self.files.get_mut(&oid) {
-                    tree.size = size_now(tree).unwrap_or(0);
+    /// The size that the greatest key gives.
+    fn size(&self, file: &FileNode) -> Option<u64> {
+        let mut ahead = vec![file.tree];
+        while let Some(oid) = ahead.pop() {
+            match self.nodes.get(&oid).map(|node| &node.what) {
+                Some(Part::Inner(children)) => ahead.extend(children),
+                Some(Part::Leaf(entries)) => {
+                    if let Some((key, _)) = entries.last() {
+                        return size_of_keys(Some(*key), file);
+                    }
                 }
+                None => {}
             }
-            Err(error) if error.is_damage() && !error.is_packed() => {
-                log::warn!("file {oid}: {error}");
-                self.files.insert(oid, FileTree { file, size: 0, nodes: None });
-            }
-            Err(error) => return Err(error),
         }
-        Ok(())
+        Some(0)
     }
+}
 
-    fn remove(&mut self, oid: Oid) {
-        let Some(nodes) = self.files.remove(&oid).and_then(|tree| tree.nodes) else { return };
-        for (node, known) in nodes {
-            forget(&mut self.uses, node, Use::Node(oid));
-            if let Part::Leaf(entries) = known.what {
-                for (key, block) in entries {
-                    forget(&mut self.uses, block, Use::Block(oid, key));
-                }
-            }
+/// What a transaction did to a file whose tree nobody keeps: whether it came, went, or became another one. `None` too if
+/// only blocks of it may have changed.
+///
+/// # Errors
+/// The storage does not answer.
+pub fn epoch_of(nodes: &Nodes, oid: Oid, lo: Tid, tid: Tid) -> Result<Option<FileChange>, ZodbError> {
+    let was = is_file(nodes, oid, lo)?;
+    if !was && !is_file(nodes, oid, tid)? {
+        return Ok(None);
+    }
+    let of = |at| -> Result<Option<(FileNode, u64)>, ZodbError> {
+        let Some(file) = file_or_warn(nodes, oid, at)? else { return Ok(None) };
+        match nodes.size(oid, &file, at) {
+            Err(error) if is_lost(&error) => Ok(Some((file, 0))),
+            size => Ok(Some((file, size?))),
+        }
+    };
+    Ok(epoch_change(oid, of(lo)?, of(tid)?))
+}
+
+/// What it is that a file with its size became another one; nothing, if it has the tree and the block size that it had.
+fn epoch_change(oid: Oid, old: Option<(FileNode, u64)>, new: Option<(FileNode, u64)>) -> Option<FileChange> {
+    let (old_size, size) = (old.map_or(0, |(_, size)| size), new.map_or(0, |(_, size)| size));
+    match (old, new) {
+        (None, None) => None,
+        (Some((old, _)), None) => {
+            let mut change = bare_change(oid, old_size, 0, old.block_size);
+            change.deleted = true;
+            Some(change)
+        }
+        (Some((old, _)), Some((new, _))) if (old.block_size, old.tree) == (new.block_size, new.tree) => None,
+        (old, Some((new, _))) => {
+            let mut change = bare_change(oid, old_size, size, new.block_size);
+            change.created = old.is_none();
+            change.replaced = old.is_some();
+            change.blocks = all_blocks();
+            Some(change)
         }
     }
 }
@@ -297,7 +323,9 @@ fn tree_delta(
             if !kept.insert(oid) {
                 return Err(twice(oid));
             }
-            delta.moved.push((oid, parent));
+            if known.get(&oid).is_some_and(|node| node.parent != parent) {
+                delta.moved.push((oid, parent));
+            }
             continue;
         }
         let (_, node) = nodes.of_tree(oid, parent.unwrap_or(file), Class::LongTree, at)?;
@@ -306,11 +334,11 @@ fn tree_delta(
                 Part::Leaf(leaf.entries.iter().map(|(key, block)| (*key, block.oid)).collect())
             }
             Node::Tree(_, Tree::Node(inner)) => {
-                let children: Vec<Oid> = inner.children.iter().map(|child| child.oid).collect();
+                let children: Box<[Oid]> = inner.children.iter().map(|child| child.oid).collect();
                 ahead.extend(children.iter().map(|child| (*child, Some(oid))));
                 Part::Inner(children)
             }
-            _ => Part::Leaf(Vec::new()),
+            _ => Part::Leaf(Box::default()),
         };
         if let Part::Leaf(entries) = &what {
             for (key, block) in entries {
@@ -353,50 +381,31 @@ fn stale_nodes(known: &HashMap<Oid, Known>, written: &BTreeSet<Oid>) -> HashSet<
     stale
 }
 
-fn unknown_tree(oid: Oid, at: Tid) -> ZodbError {
-    ZodbError::Structure { oid, at, what: "its tree could not be read before" }
+/// Whether what was asked for is not there to be read, and will not be if it is asked for again.
+fn is_lost(error: &ZodbError) -> bool {
+    error.is_damage() || error.is_packed()
 }
 
-/// The size that the greatest key of a known tree gives.
-fn size_now(tree: &FileTree) -> Option<u64> {
-    let known = tree.nodes.as_ref()?;
-    let mut ahead = vec![tree.file.tree];
-    while let Some(oid) = ahead.pop() {
-        match known.get(&oid).map(|node| &node.what) {
-            Some(Part::Inner(children)) => ahead.extend(children),
-            Some(Part::Leaf(entries)) => {
-                if let Some((key, _)) = entries.last() {
-                    return size_of_keys(Some(*key), &tree.file);
-                }
-            }
-            None => {}
-        }
-    }
-    Some(0)
-}
-
-fn forget(uses: &mut HashMap<Oid, Vec<Use>>, oid: Oid, used: Use) {
-    if let Entry::Occupied(mut known) = uses.entry(oid) {
-        known.get_mut().retain(|other| *other != used);
-        if known.get().is_empty() {
-            known.remove();
-        }
-    }
-}
-
-/// Whether an object is a file; a record that cannot be read is not.
+/// Whether an object is a file; a record that cannot be read is not. Of a state that was packed away: whether it is one now.
 fn is_file(nodes: &Nodes, oid: Oid, at: Tid) -> Result<bool, ZodbError> {
     match nodes.class(oid, at) {
         Ok(class) => Ok(class == Some(Class::BigFile)),
-        Err(error) if error.is_damage() && !error.is_packed() => Ok(false),
+        Err(error) if error.is_packed() => {
+            Ok(nodes.class(oid, nodes.storage().last_tid())? == Some(Class::BigFile))
+        }
+        Err(error) if error.is_damage() => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// A file; one that cannot be read is none, and the log says why.
+/// A file; one that cannot be read is none, and the log says why. In a state that was packed away it was as it is now.
 fn file_or_warn(nodes: &Nodes, oid: Oid, at: Tid) -> Result<Option<FileNode>, ZodbError> {
-    match nodes.file(oid, at) {
-        Err(error) if error.is_damage() && !error.is_packed() => {
+    let file = match nodes.file(oid, at) {
+        Err(error) if error.is_packed() => nodes.file(oid, nodes.storage().last_tid()),
+        file => file,
+    };
+    match file {
+        Err(error) if is_lost(&error) => {
             log::warn!("file {oid}: {error}");
             Ok(None)
         }
@@ -419,16 +428,8 @@ fn bare_change(oid: Oid, old_size: u64, size: u64, block_size: BlockSize) -> Fil
     }
 }
 
-fn change_of(oid: Oid, old_size: u64, tree: &FileTree) -> FileChange {
-    bare_change(oid, old_size, tree.size, tree.file.block_size)
-}
-
 fn all_blocks() -> BlockRuns {
     vec![(BlockIndex::new(0), BlockCount::new(u64::MAX))]
-}
-
-fn is_all(blocks: &BlockRuns) -> bool {
-    blocks.first().is_some_and(|(_, count)| count.raw() == u64::MAX)
 }
 
 fn runs_of(keys: &BTreeSet<i64>) -> BlockRuns {

@@ -1,25 +1,29 @@
 //! A database as a store: files by the ids of their objects, states by the ids of its transactions.
 //!
 //! Invariant: a state that was told as head stays readable, also when the file behind it is packed or replaced, unless
-//! that took it away; head never goes back. Left out on purpose: tags, and names but the ids of objects.
+//! that took it away; head never goes back. What commits did to the blocks of a file costs its tree, so it is told of the
+//! files that are asked about; that a file came, went or was replaced is told of all, at the cost of what was written.
+//! All objects are looked at only for a list of all files. Left out on purpose: tags, and names but the ids of objects.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::hash_map::Entry as Slot;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use revfs_protocol::{BlockCount, BlockIndex, BlockSize, FileId, Tid};
 
 use super::Oid;
-use super::changes::Changes;
+use super::changes::{FileTree, epoch_of};
 use super::error::ZodbError;
-use super::filestorage::{FileStorage, ProgressFn, Refreshed, Transaction};
+use super::filestorage::{FileStorage, ProgressFn};
 use super::nodes::Nodes;
 use super::objects::Class;
+use super::storage::{Refreshed, Storage, StorageError, Transaction};
 use crate::store::{
-    BlockRun, CommitInfo, DirId, Entry, FileMeta, Load, Piece, PieceSource, ReadBuffer, ReadError, ReadTxn,
-    Store, StoreInfo,
+    BlockRun, CommitInfo, DirId, Entry, FileChange, FileMeta, Load, Piece, PieceSource, ReadBuffer,
+    ReadError, ReadTxn, Store, StoreInfo,
 };
 
 /// Decoded objects that are kept by default, bytes.
@@ -43,8 +47,8 @@ impl Default for DatabaseOptions {
     }
 }
 
-/// When each file changed, in the span of commits that were told one after the other.
-#[derive(Debug, Default)]
+/// When a file changed, in a span of commits that were told of it one after the other.
+#[derive(Debug)]
 struct Recorded {
     /// What it says is of the states from here on.
     base: Tid,
@@ -52,49 +56,43 @@ struct Recorded {
     at: Tid,
     /// A state up to which there was no change since the last one before `base`.
     first: Tid,
-    files: HashMap<Oid, Vec<Tid>>,
+    tids: Vec<Tid>,
 }
 
 impl Recorded {
-    fn add(&mut self, told: &[CommitInfo]) {
-        for commit in told {
-            for change in &commit.files {
-                let tids = self.files.entry(Oid::from(change.file)).or_default();
-                tids.push(commit.tid);
-                if tids.len() > RECORDED_MAX {
-                    // Nothing is said any more of states before the second half.
-                    tids.drain(..RECORDED_MAX / 2);
-                    self.base = self.base.max(tids.first().copied().unwrap_or_default());
-                    self.first = self.base;
-                }
-            }
-            self.at = commit.tid;
+    fn add(&mut self, tid: Tid) {
+        self.tids.push(tid);
+        if self.tids.len() > RECORDED_MAX {
+            // Nothing is said any more of states before the second half.
+            self.tids.drain(..RECORDED_MAX / 2);
+            self.base = self.tids.first().copied().unwrap_or_default();
+            self.first = self.base;
         }
     }
 
-    /// The last change of a file at or before `at`, or the state from which on there was none; `None`: not known.
-    fn last_change(&self, oid: Oid, at: Tid) -> Option<Tid> {
+    /// The last change of the file at or before `at`, or the state from which on there was none; `None`: not known.
+    fn last_change(&self, at: Tid) -> Option<Tid> {
         if at < self.base || at > self.at {
             return None;
         }
-        let tids = self.files.get(&oid).map(Vec::as_slice).unwrap_or_default();
-        let before = tids.partition_point(|tid| *tid <= at);
-        let last = before.checked_sub(1).and_then(|last| tids.get(last));
+        let before = self.tids.partition_point(|tid| *tid <= at);
+        let last = before.checked_sub(1).and_then(|last| self.tids.get(last));
         Some(last.map_or(self.first, |tid| self.first.max(*tid)))
     }
 }
 
-/// A ZODB database in a FileStorage.
+/// A ZODB database.
 pub struct Database {
     info: StoreInfo,
     nodes: Nodes,
     head: AtomicU64,
     /// All files, once somebody asked. Held while records are read: no other lock is taken under it.
     files: Mutex<Option<BTreeSet<Oid>>>,
-    /// The trees as of the last commit that was told. Held while they are taken on; taken before `files`.
-    changes: Mutex<Option<Changes>>,
+    /// The trees of files that commits were asked of, as of the newest that was told of each. Leaf lock: who takes
+    /// trees on has taken them out.
+    trees: Mutex<HashMap<Oid, FileTree>>,
     /// Leaf lock.
-    recorded: RwLock<Recorded>,
+    recorded: RwLock<HashMap<Oid, Recorded>>,
 }
 
 impl std::fmt::Debug for Database {
@@ -113,8 +111,13 @@ impl Database {
     /// # Errors
     /// It is none, or cannot be read.
     pub fn open(path: &Path, options: DatabaseOptions) -> Result<Database, ZodbError> {
-        let storage = FileStorage::open(path, options.progress)?;
-        let url = format!("file://{}", storage.path().display());
+        let storage = FileStorage::open(path, options.progress).map_err(StorageError::from)?;
+        Ok(Database::on(Arc::new(storage), options.cache_bytes))
+    }
+
+    /// The database in a storage; `cache_bytes` of decoded objects are kept.
+    pub fn on(storage: Arc<dyn Storage>, cache_bytes: u64) -> Database {
+        let url = storage.url();
         let place = blake3::hash(url.as_bytes());
         let uuid = place.as_bytes().first_chunk::<UUID_BYTES>().copied().unwrap_or_default();
         let info = StoreInfo {
@@ -122,22 +125,22 @@ impl Database {
             url,
             block_size: BlockSize::DEFAULT,
             format_version: 0,
-            local_root: storage.path().parent().map(Path::to_owned),
+            local_root: storage.local_root().map(Path::to_owned),
         };
         let head = AtomicU64::new(storage.last_tid().raw());
-        let nodes = Nodes::new(storage, options.cache_bytes);
-        Ok(Database {
+        let nodes = Nodes::new(storage, cache_bytes);
+        Database {
             info,
             nodes,
             head,
             files: Mutex::new(None),
-            changes: Mutex::new(None),
+            trees: Mutex::default(),
             recorded: RwLock::default(),
-        })
+        }
     }
 
     /// Where its records are.
-    pub fn storage(&self) -> &FileStorage {
+    pub fn storage(&self) -> &Arc<dyn Storage> {
         self.nodes.storage()
     }
 
@@ -157,6 +160,7 @@ impl Database {
         }
         let (mut files, mut unread) = (BTreeSet::new(), 0u64);
         for oid in self.storage().oids() {
+            let oid = oid?;
             match self.nodes.last_class(oid) {
                 Ok(Some(Class::BigFile)) => drop(files.insert(oid)),
                 Ok(_) => {}
@@ -203,7 +207,7 @@ impl Database {
                     }
                 }
             }
-            Refreshed::Reopened { .. } => *lock(&self.files) = None,
+            Refreshed::Anew { .. } => *lock(&self.files) = None,
         }
         let last = self.storage().last_tid().raw();
         let before = self.head.fetch_max(last, Ordering::SeqCst);
@@ -230,53 +234,108 @@ impl Database {
 
     /// The last change of a file at or before `at`, or a later state up to which there was none.
     fn last_change(&self, oid: Oid, at: Tid) -> Result<Tid, ZodbError> {
-        let known = self.recorded.read().unwrap_or_else(PoisonError::into_inner).last_change(oid, at);
+        let recorded = self.recorded.read().unwrap_or_else(PoisonError::into_inner);
+        let known = recorded.get(&oid).and_then(|recorded| recorded.last_change(at));
+        drop(recorded);
         known.map_or_else(|| self.newest(at), Ok)
     }
 
     fn newest(&self, at: Tid) -> Result<Tid, ZodbError> {
-        let last = self.storage().last_tid();
-        if at >= last {
-            return Ok(last);
-        }
-        let newest = self.storage().transactions_back(Tid::ZERO, at).next().transpose()?;
-        Ok(newest.map_or(Tid::ZERO, |transaction| transaction.tid))
+        Ok(self.storage().newest(at)?)
     }
 
-    /// What transactions that follow each other from `lo` on did.
-    fn tell(&self, lo: Tid, transactions: Vec<Transaction>) -> Result<Vec<CommitInfo>, ZodbError> {
-        let mut kept = lock(&self.changes);
-        let mut changes = match kept.take().filter(|changes| changes.at() == lo) {
-            Some(changes) => changes,
-            None => {
-                let new = Changes::new(&self.nodes, &self.files()?, lo)?;
-                let recorded = Recorded { base: lo, at: lo, first: self.newest(lo)?, files: HashMap::new() };
-                *self.recorded.write().unwrap_or_else(PoisonError::into_inner) = recorded;
-                new
-            }
-        };
+    /// What transactions that follow each other from `lo` on did to `files`, and which others came, went or were replaced.
+    fn tell(
+        &self,
+        lo: Tid,
+        transactions: Vec<Transaction>,
+        files: &BTreeSet<Oid>,
+    ) -> Result<Vec<CommitInfo>, ZodbError> {
         let mut told = Vec::with_capacity(transactions.len());
-        for transaction in transactions {
-            let base = changes.at();
-            let written = transaction.records.iter().map(|record| record.oid).collect();
-            let files = changes.step(&self.nodes, transaction.tid, &written)?;
-            let bytes = transaction.records.iter().map(|record| record.data_len).sum();
-            told.push(CommitInfo {
-                seq: 0,
-                tid: transaction.tid,
-                base,
-                time_unix_ns: transaction.time_unix_ns(),
-                author: String::from_utf8_lossy(&transaction.user).into_owned(),
-                message: String::from_utf8_lossy(&transaction.description).into_owned(),
-                commit_uuid: uuid::Uuid::nil(),
-                files,
-                tags: Vec::new(),
-                pack_bytes: bytes,
-            });
+        if transactions.is_empty() {
+            return Ok(told);
         }
-        *kept = Some(changes);
-        self.recorded.write().unwrap_or_else(PoisonError::into_inner).add(&told);
+        let mut trees = self.trees_at(lo, files)?;
+        for transaction in &transactions {
+            let base = told.last().map_or(lo, |commit: &CommitInfo| commit.tid);
+            let written: BTreeSet<Oid> = transaction.records.iter().map(|record| record.oid).collect();
+            let mut changes: BTreeMap<Oid, FileChange> = BTreeMap::new();
+            for (oid, tree) in &mut trees {
+                changes
+                    .extend(tree.step(&self.nodes, transaction.tid, &written)?.map(|change| (*oid, change)));
+            }
+            for oid in written.difference(files) {
+                changes
+                    .extend(epoch_of(&self.nodes, *oid, base, transaction.tid)?.map(|change| (*oid, change)));
+            }
+            told.push(commit_info(transaction, base, changes.into_values().collect()));
+        }
+        self.record(lo, &told, files)?;
+        self.keep(trees);
         Ok(told)
+    }
+
+    /// The trees of files as of a state: those that are kept, if they are of it, else read anew.
+    fn trees_at(&self, at: Tid, files: &BTreeSet<Oid>) -> Result<BTreeMap<Oid, FileTree>, ZodbError> {
+        let mut trees = BTreeMap::new();
+        let mut kept = lock(&self.trees);
+        for oid in files {
+            if let Slot::Occupied(tree) = kept.entry(*oid)
+                && tree.get().at() == at
+            {
+                trees.insert(*oid, tree.remove());
+            }
+        }
+        drop(kept);
+        for oid in files {
+            if !trees.contains_key(oid) {
+                trees.insert(*oid, FileTree::load(&self.nodes, *oid, at)?);
+            }
+        }
+        Ok(trees)
+    }
+
+    /// Keeps the newest trees for the next commit.
+    fn keep(&self, trees: BTreeMap<Oid, FileTree>) {
+        let mut kept = lock(&self.trees);
+        for (oid, tree) in trees {
+            if kept.get(&oid).is_none_or(|other| other.at() <= tree.at()) {
+                kept.insert(oid, tree);
+            }
+        }
+    }
+
+    /// Notes when files changed.
+    fn record(&self, lo: Tid, told: &[CommitInfo], files: &BTreeSet<Oid>) -> Result<(), ZodbError> {
+        let Some(last) = told.last() else { return Ok(()) };
+        let first = self.newest(lo)?;
+        let mut recorded = self.recorded.write().unwrap_or_else(PoisonError::into_inner);
+        for oid in files {
+            let known =
+                recorded.entry(*oid).or_insert(Recorded { base: lo, at: lo, first, tids: Vec::new() });
+            if known.at < lo {
+                *known = Recorded { base: lo, at: lo, first, tids: Vec::new() };
+            }
+        }
+        for commit in told {
+            for change in &commit.files {
+                let known = recorded.get_mut(&Oid::from(change.file));
+                if let Some(known) = known.filter(|known| known.at < commit.tid) {
+                    known.add(commit.tid);
+                }
+            }
+        }
+        for oid in files {
+            if let Some(known) = recorded.get_mut(oid) {
+                known.at = known.at.max(last.tid);
+            }
+        }
+        Ok(())
+    }
+
+    fn transactions(&self, lo: Tid, hi: Tid, limit: usize) -> Result<Vec<Transaction>, ZodbError> {
+        let found: Result<Vec<_>, _> = self.storage().transactions(lo, hi)?.take(limit).collect();
+        Ok(found?)
     }
 
     fn fill(&self, pieces: &[Piece], buffer: &mut ReadBuffer) -> Result<(), ReadError> {
@@ -300,13 +359,28 @@ impl Database {
     }
 }
 
+fn commit_info(transaction: &Transaction, base: Tid, files: Vec<FileChange>) -> CommitInfo {
+    CommitInfo {
+        seq: 0,
+        tid: transaction.tid,
+        base,
+        time_unix_ns: transaction.time_unix_ns(),
+        author: String::from_utf8_lossy(&transaction.user).into_owned(),
+        message: String::from_utf8_lossy(&transaction.description).into_owned(),
+        commit_uuid: uuid::Uuid::nil(),
+        files,
+        tags: Vec::new(),
+        pack_bytes: transaction.records.iter().map(|record| record.data_len).sum(),
+    }
+}
+
 impl Store for Database {
     fn info(&self) -> &StoreInfo {
         &self.info
     }
 
     fn cached_bytes(&self) -> u64 {
-        self.nodes.cached_bytes()
+        self.nodes.cached_bytes() + self.storage().cached_bytes()
     }
 
     fn head(&self) -> Tid {
@@ -321,8 +395,8 @@ impl Store for Database {
         let (head, last) = (self.head(), self.storage().last_tid());
         // What an earlier file of the name had is told as committed, and what takes its place may have other data.
         let back = (last < head).then(|| {
-            let path = self.storage().path().display();
-            format!("{path} went back from @{head} to @{last}, as a restored backup does: mount it anew")
+            let url = &self.info.url;
+            format!("{url} went back from @{head} to @{last}, as a restored backup does: mount it anew")
         });
         self.storage().trouble().or(back)
     }
@@ -333,6 +407,14 @@ impl Store for Database {
 
     fn wake_follower(&self) {
         self.storage().wake_follower();
+    }
+
+    fn is_remote(&self) -> bool {
+        self.storage().is_remote()
+    }
+
+    fn give_up(&self) {
+        self.storage().give_up();
     }
 
     fn lookup(&self, txn: &ReadTxn, dir: DirId, name: &[u8]) -> Result<Option<Entry>, ReadError> {
@@ -385,9 +467,22 @@ impl Store for Database {
     }
 
     fn commits(&self, lo: Tid, hi: Tid, limit: usize) -> Result<Vec<CommitInfo>, ReadError> {
-        let found = self.storage().transactions(lo, hi).map_err(ZodbError::from)?;
-        let found: Result<Vec<_>, _> = found.take(limit).collect();
-        Ok(self.tell(lo, found.map_err(ZodbError::from)?)?)
+        Ok(self.tell(lo, self.transactions(lo, hi, limit)?, &self.files()?)?)
+    }
+
+    fn tells_by_file(&self) -> bool {
+        true
+    }
+
+    fn commits_of(
+        &self,
+        lo: Tid,
+        hi: Tid,
+        limit: usize,
+        files: &BTreeSet<FileId>,
+    ) -> Result<Vec<CommitInfo>, ReadError> {
+        let files = files.iter().map(|file| Oid::from(*file)).collect();
+        Ok(self.tell(lo, self.transactions(lo, hi, limit)?, &files)?)
     }
 
     fn commits_back(&self, lo: Tid, hi: Tid, limit: usize) -> Result<Vec<CommitInfo>, ReadError> {
@@ -398,7 +493,7 @@ impl Store for Database {
         };
         found.reverse();
         // What was before it is the same at each state up to it.
-        let mut told = self.tell(Tid::from_raw(oldest.saturating_sub(1)), found)?;
+        let mut told = self.tell(Tid::from_raw(oldest.saturating_sub(1)), found, &self.files()?)?;
         told.reverse();
         Ok(told)
     }

@@ -3,15 +3,15 @@
 use revfs_protocol::Tid;
 
 use super::Oid;
-use super::filestorage::FileStorageError;
 use super::objects::{Class, ObjectError};
+use super::storage::StorageError;
 
 /// Why a database cannot be read as a store of files.
 #[derive(Debug, thiserror::Error)]
 pub enum ZodbError {
     /// The storage of its records.
     #[error(transparent)]
-    Storage(#[from] FileStorageError),
+    Storage(#[from] StorageError),
     /// A record says what it cannot say.
     #[error("object {oid} @{serial}: {source}; the other objects are served")]
     Object {
@@ -75,13 +75,13 @@ pub enum ZodbError {
 impl ZodbError {
     /// Whether the state is older than what a pack left.
     pub fn is_packed(&self) -> bool {
-        matches!(self, ZodbError::Storage(FileStorageError::Packed { .. }))
+        matches!(self, ZodbError::Storage(error) if error.is_packed())
     }
 
     /// Whether what is stored is not what was written, as opposed to a storage that does not answer.
     pub fn is_damage(&self) -> bool {
         match self {
-            ZodbError::Storage(error) => error.damage().is_some(),
+            ZodbError::Storage(error) => error.is_damage(),
             _ => true,
         }
     }

@@ -194,6 +194,14 @@ impl FileStorage {
         self.read().tail.clone()
     }
 
+    /// The size of the file, bytes.
+    ///
+    /// # Errors
+    /// The operating system fails it.
+    pub fn size(&self) -> Result<u64, FileStorageError> {
+        self.file().0.size()
+    }
+
     /// Why what is behind the last transaction cannot be taken up, if that will not mend by waiting.
     pub fn trouble(&self) -> Option<String> {
         // Between the two renames of a pack it is only for a moment, so it is looked at again.

@@ -7,15 +7,16 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use revfs_protocol::{BlockSize, Tid};
 
 use super::Oid;
 use super::error::ZodbError;
-use super::filestorage::{FileStorage, Peeked};
 use super::objects::{self, Bucket, Class, Object, ObjectError, Target, Tree};
 use super::pickle::PickleError;
+use super::storage::{Peeked, Storage};
 
 /// Deepest tree, in nodes. BTrees of the usual sizes have five levels for 10^12 keys.
 pub const DEPTH_MAX: usize = 64;
@@ -90,7 +91,7 @@ pub struct LeafView<'a> {
 /// The objects of a database.
 #[derive(Debug)]
 pub struct Nodes {
-    storage: FileStorage,
+    storage: Arc<dyn Storage>,
     decoded: Cache<(Oid, Tid), Arc<Node>, ByEntries>,
 }
 
@@ -105,13 +106,13 @@ struct Ahead {
 
 impl Nodes {
     /// The objects of a storage; `cache_bytes` of decoded ones are kept.
-    pub fn new(storage: FileStorage, cache_bytes: u64) -> Nodes {
+    pub fn new(storage: Arc<dyn Storage>, cache_bytes: u64) -> Nodes {
         let items = usize::try_from(cache_bytes / 1024).unwrap_or(usize::MAX).max(16);
         Nodes { storage, decoded: Cache::with_weighter(items, cache_bytes, ByEntries) }
     }
 
     /// Where the records are.
-    pub fn storage(&self) -> &FileStorage {
+    pub fn storage(&self) -> &Arc<dyn Storage> {
         &self.storage
     }
 
@@ -155,7 +156,7 @@ impl Nodes {
         }
         let data = match peeked.start.len() as u64 == peeked.len {
             true => peeked.start,
-            false => self.storage.load(oid, serial)?.map_or_else(Vec::new, |loaded| loaded.data),
+            false => self.storage.load(oid, serial)?.map_or_else(Bytes::new, |loaded| loaded.data),
         };
         Ok(match objects::decode(&data).map_err(failed)? {
             Object::BigFile { block_size, tree } => Node::File { block_size, tree },

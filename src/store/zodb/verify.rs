@@ -10,8 +10,8 @@ use revfs_protocol::Tid;
 use super::Oid;
 use super::database::Database;
 use super::error::ZodbError;
-use super::filestorage::{FileStorageError, Transaction};
 use super::objects::{self, Class};
+use super::storage::Transaction;
 use crate::store::{Finding, Store};
 
 /// Most findings that are listed; the others are counted.
@@ -87,17 +87,17 @@ impl Database {
         if let Some(trouble) = self.storage().trouble() {
             report.add(self.info().url.clone(), trouble);
         }
-        let total = std::fs::metadata(self.storage().path()).map_or(0, |metadata| metadata.len());
+        let total = self.storage().extent()?;
         for transaction in self.storage().transactions(Tid::ZERO, head)? {
             let transaction = match transaction {
                 Ok(transaction) => transaction,
-                Err(error @ FileStorageError::Damaged { .. }) => {
+                Err(error) if error.is_damage() => {
                     report.add(self.info().url.clone(), error.to_string());
                     break;
                 }
                 Err(error) => return Err(error.into()),
             };
-            progress(transaction.pos, total);
+            progress(transaction.done, total);
             report.transactions += 1;
             report.records += transaction.records.len() as u64;
             if !quick {
@@ -116,10 +116,10 @@ impl Database {
         report: &mut DatabaseReport,
     ) -> Result<(), ZodbError> {
         for record in &transaction.records {
-            if !is_sampled(record.pos, sample_percent) {
+            let (oid, at) = (record.oid, transaction.tid);
+            if !is_sampled(oid.raw().rotate_left(32) ^ at.raw(), sample_percent) {
                 continue;
             }
-            let (oid, at) = (record.oid, transaction.tid);
             let loaded = match self.storage().load(oid, at) {
                 Ok(Some(loaded)) => loaded,
                 // A deletion, as an undo of the creation is.
