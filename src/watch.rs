@@ -14,7 +14,7 @@ mod pins;
 mod read;
 mod setup;
 
-pub use link::{Link, LinkOptions};
+pub use link::{Link, LinkOptions, UNKNOWN_FILE};
 pub use read::{Moved, ReadNeed};
 pub use setup::{MovedFrom, SetupRequest, SetupStart};
 
@@ -39,6 +39,13 @@ pub enum Action {
     Setup(SetupRequest),
     /// This set-up is not wanted any more.
     GiveUp(SetupRequest),
+    /// The client stops watching a file that it does not watch: answer [`Link::unwatch_asked`].
+    Unwatch {
+        /// The file.
+        file: FileId,
+        /// The request's number, for the reply.
+        stream: u64,
+    },
     /// This READ waits for one block less.
     Release(WaitId),
     /// The watch under this registration is gone.

@@ -202,7 +202,8 @@ struct Serving {
     lock: MountLock,
     dev: MountDev,
     auto_exit: Option<Arc<Users>>,
-    stop_limits: fn(StopReason) -> StopLimits,
+    /// It serves in the way of WCFS.
+    is_peer: bool,
     // Last: loads that still run end with it.
     runtime: tokio::runtime::Runtime,
 }
@@ -293,7 +294,7 @@ fn start(plan: &MountPlan, in_background: bool) -> Result<Serving, CliError> {
     log::info!("serving {url} at {}, head {}", mount_point.path.display(), server.head());
     let path = mount_point.path.clone();
     let auto_exit = plan.peer.as_ref().is_some_and(|peer| peer.auto_exit).then_some(users);
-    let stop_limits = if plan.peer.is_some() { peer_stop_limits } else { stop_limits };
+    let is_peer = plan.peer.is_some();
     let serving = Serving {
         url,
         path,
@@ -305,26 +306,21 @@ fn start(plan: &MountPlan, in_background: bool) -> Result<Serving, CliError> {
         lock,
         dev,
         auto_exit,
-        stop_limits,
+        is_peer,
         runtime,
     };
     Ok(serving)
 }
 
-fn stop_limits(reason: StopReason) -> StopLimits {
-    match reason {
-        StopReason::Terminate { within: Some(total) } => StopLimits::default().within(total),
-        _ => StopLimits::default(),
-    }
-}
-
 /// Clients of WCFS expect a server that was told to end to be gone soon: at SIGQUIT, which is their last word before
 /// SIGKILL, at once.
-fn peer_stop_limits(reason: StopReason) -> StopLimits {
-    match reason {
-        StopReason::Quit => StopLimits::default().without_grace(),
-        other => StopLimits { grace: PEER_STOP_GRACE, ..stop_limits(other) },
-    }
+fn stop_limits(reason: StopReason, is_peer: bool) -> StopLimits {
+    let limits = match reason {
+        StopReason::Terminate { within: Some(total) } => StopLimits::default().within(total),
+        StopReason::Quit if is_peer => StopLimits::default().without_grace(),
+        _ => StopLimits::default(),
+    };
+    if is_peer { StopLimits { grace: limits.grace.min(PEER_STOP_GRACE), ..limits } } else { limits }
 }
 
 /// An epoch ends the process, and with it the service: no data is better than data of another file.
@@ -443,9 +439,13 @@ impl Serving {
     /// Serves until a signal comes or somebody unmounts, then stops.
     fn run(self) -> Result<ExitCode, CliError> {
         let mut idle = Idle::default();
+        let mut quit = false;
         let (reason, limits) = loop {
             match self.signals.wait_within(LOOK_INTERVAL).map_err(start_error)? {
-                Some(reason) => break (reason.to_string(), (self.stop_limits)(reason)),
+                Some(reason) => {
+                    quit = reason == StopReason::Quit;
+                    break (reason.to_string(), stop_limits(reason, self.is_peer));
+                }
                 None if self.mounted.ended() => break ("unmounted".to_owned(), StopLimits::default()),
                 None if self.is_left(&mut idle) => {
                     break ("no client uses it any more".to_owned(), StopLimits::default());
@@ -468,6 +468,11 @@ impl Serving {
             },
             &*clock,
         );
+        if quit && self.is_peer {
+            // Whoever still has a file of it open keeps the connection, and waits in it for nothing.
+            log::info!("{}: the server ends at once", self.path.display());
+            std::process::exit(i32::from(ExitCode::Failure.number()));
+        }
         self.threads.stop();
         if let Err(error) = self.mounted.wait() {
             log::info!("the mount ended: {error}");

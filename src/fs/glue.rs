@@ -42,10 +42,6 @@ pub(super) const READAHEAD_BYTES: u32 = 16 << 20;
 const NON_BLOCKING: i32 = nix::libc::O_NONBLOCK;
 const XATTR_TID: &str = "user.revfs.tid";
 const XATTR_FILE: &str = "user.revfs.file";
-const DIR_MODE: u16 = 0o555;
-const FILE_MODE: u16 = 0o444;
-const CONTROL_MODE: u16 = 0o666;
-const LINK_MODE: u16 = 0o777;
 
 /// Who owns what is shown.
 #[derive(Clone, Copy, Debug)]
@@ -66,11 +62,10 @@ pub(super) struct Glue {
 impl Glue {
     fn attr(&self, ino: u64, stat: &Stat) -> FileAttr {
         let time = UNIX_EPOCH.checked_add(Duration::from_nanos(stat.time_unix_ns)).unwrap_or(UNIX_EPOCH);
-        let (kind, perm) = match stat.kind {
-            Kind::Dir => (FileType::Directory, DIR_MODE),
-            Kind::File => (FileType::RegularFile, FILE_MODE),
-            Kind::Control => (FileType::RegularFile, CONTROL_MODE),
-            Kind::Link => (FileType::Symlink, LINK_MODE),
+        let kind = match stat.kind {
+            Kind::Dir => FileType::Directory,
+            Kind::File | Kind::Control => FileType::RegularFile,
+            Kind::Link => FileType::Symlink,
         };
         FileAttr {
             ino: INodeNo(ino),
@@ -81,7 +76,7 @@ impl Glue {
             ctime: time,
             crtime: time,
             kind,
-            perm,
+            perm: stat.mode,
             nlink: stat.links,
             uid: self.owner.uid,
             gid: self.owner.gid,

@@ -175,6 +175,15 @@ impl PeerFace {
     }
 }
 
+/// Permission bits as WCFS shows them, where they are others.
+pub(super) fn mode(key: &Key) -> Option<u16> {
+    match key {
+        Key::Root | Key::HeadDir(_) | Key::RevDir(..) | Key::PeerDir | Key::PeerDebug => Some(0o755),
+        Key::HeadAt | Key::HeadWatch | Key::Peer(_) => Some(0o644),
+        _ => None,
+    }
+}
+
 /// Names are never cached when something else may come to have them.
 pub(super) const ENTRY_TTL: Duration = LONG_TTL;
 

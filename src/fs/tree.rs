@@ -30,6 +30,10 @@ const BIGFILE: &[u8] = b"bigfile";
 const BY_ID: &[u8] = b"by-id";
 const TEXT_BLOCK_SIZE: u64 = 4096;
 const TID_TEXT_BYTES: u64 = 16;
+const DIR_MODE: u16 = 0o555;
+const FILE_MODE: u16 = 0o444;
+const CONTROL_MODE: u16 = 0o666;
+const LINK_MODE: u16 = 0o777;
 
 /// Kind of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +53,8 @@ pub enum Kind {
 pub struct Stat {
     /// What it is.
     pub kind: Kind,
+    /// Permission bits, for show: whoever sees it may read it, and only streams are written.
+    pub mode: u16,
     /// Bytes.
     pub size: u64,
     /// Stored, in 512-byte units.
@@ -229,7 +235,8 @@ impl Tree {
 
     fn stat_of(&self, key: &Key) -> Result<Stat, FsError> {
         let head_ns = || self.server.head().to_unix_ns();
-        Ok(match key {
+        let mode = self.face.peer.as_ref().and_then(|_| super::peer::mode(key));
+        let stat = match key {
             Key::Head | Key::HeadById | Key::FaceDir | Key::PeerDir | Key::PeerDebug => {
                 dir_stat(self.start_unix_ns)
             }
@@ -259,6 +266,7 @@ impl Tree {
                 };
                 Stat {
                     kind: Kind::File,
+                    mode: FILE_MODE,
                     size: shown.size,
                     blocks: shown.stat_blocks(),
                     block_size: shown.block_size.bytes(),
@@ -267,7 +275,8 @@ impl Tree {
                     ttl: LONG_TTL,
                 }
             }
-        })
+        };
+        Ok(Stat { mode: mode.unwrap_or(stat.mode), ..stat })
     }
 
     /// A data file, to read it.
@@ -424,9 +433,16 @@ fn file_id(name: &[u8]) -> Result<FileId, FsError> {
 
 fn dir_stat(time_unix_ns: u64) -> Stat {
     let (kind, ttl, links) = (Kind::Dir, LONG_TTL, 2);
-    Stat { kind, size: 0, blocks: 0, block_size: TEXT_BLOCK_SIZE, time_unix_ns, links, ttl }
+    let mode = DIR_MODE;
+    Stat { kind, mode, size: 0, blocks: 0, block_size: TEXT_BLOCK_SIZE, time_unix_ns, links, ttl }
 }
 
 fn text_stat(kind: Kind, size: u64, time_unix_ns: u64) -> Stat {
-    Stat { kind, size, blocks: 0, block_size: TEXT_BLOCK_SIZE, time_unix_ns, links: 1, ttl: NO_TTL }
+    let mode = match kind {
+        Kind::Dir => DIR_MODE,
+        Kind::File => FILE_MODE,
+        Kind::Control => CONTROL_MODE,
+        Kind::Link => LINK_MODE,
+    };
+    Stat { kind, mode, size, blocks: 0, block_size: TEXT_BLOCK_SIZE, time_unix_ns, links: 1, ttl: NO_TTL }
 }

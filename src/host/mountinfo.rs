@@ -8,8 +8,8 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
-/// The filesystem type of each mount of revfs.
-pub const REVFS_FS_TYPE: &str = "fuse.revfs";
+/// The filesystem types of mounts of revfs: its own, and the one that the program `wcfs` mounts with.
+pub const REVFS_FS_TYPES: [&str; 2] = ["fuse.revfs", "fuse.wcfs"];
 
 /// Device number of a mounted filesystem; unique among those mounted now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -52,7 +52,7 @@ pub struct MountEntry {
 impl MountEntry {
     /// Whether it is a mount of revfs.
     pub fn is_revfs(&self) -> bool {
-        self.fs_type == REVFS_FS_TYPE
+        REVFS_FS_TYPES.contains(&self.fs_type.as_str())
     }
 }
 

@@ -253,7 +253,11 @@ impl Server {
     pub fn open_link(&self, thread: u32) -> Result<Arc<WatchLink>, String> {
         let process = self.processes()?.client_of(thread)?;
         let id = LinkId(self.links.last.fetch_add(1, Ordering::Relaxed) + 1);
-        let options = LinkOptions { pin_timeout: self.options.pin_timeout, ..LinkOptions::default() };
+        let options = LinkOptions {
+            pin_timeout: self.options.pin_timeout,
+            only_known_files: self.has_peer_manners(),
+            ..LinkOptions::default()
+        };
         let state = Mutex::new(State { link: Link::new(options), readers: VecDeque::new() });
         let link = Arc::new(WatchLink { id, process, held_at: AtomicU64::new(0), state });
         self.links.open().insert(id, Arc::clone(&link));
@@ -353,6 +357,10 @@ impl Server {
             match action {
                 Action::Readable => readable = true,
                 Action::Setup(request) => self.setup_asked(link, request),
+                Action::Unwatch { file, stream } => {
+                    let known = self.knows_file(file);
+                    link.with(self, |state, actions| state.unwatch_asked(file, stream, known, actions));
+                }
                 Action::GiveUp(request) => self.setups.give_up(link.id, &request),
                 Action::Release(wait) => self.parked.release(wait, link.process.pid()),
                 Action::Unregister { file, serial } => self.links.unregister(file, link.id, serial),

@@ -13,7 +13,7 @@ use revfs_protocol::{BlockSize, BlockSpan, FileId, Tid, format_go_duration};
 use super::links::{LinkId, WatchLink};
 use super::{FileView, Server};
 use crate::store::ReadError;
-use crate::watch::{MovedFrom, SetupRequest, SetupStart};
+use crate::watch::{MovedFrom, SetupRequest, SetupStart, UNKNOWN_FILE};
 
 /// Most runs of blocks that a watch may begin with pinned.
 const PINS_MAX: usize = 1 << 20;
@@ -68,9 +68,9 @@ struct Prepared {
 /// Why a set-up is refused.
 #[derive(Debug, thiserror::Error)]
 enum SetupError {
-    #[error("too far away back from head/at (@{shown}); δt = {}", format_go_duration(*.back_ns))]
+    #[error("too far away back from head/at (@{shown}); \u{3b4}t = {}", format_go_duration(*.back_ns))]
     TooOld { shown: Tid, back_ns: u64 },
-    #[error("file not yet known to wcfs or is not a ZBigFile")]
+    #[error("{UNKNOWN_FILE}")]
     Unknown,
     #[error("file epoch detected @{rev} in between (at,head=@{head}]")]
     Epoch { rev: Tid, head: Tid },

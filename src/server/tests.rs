@@ -17,6 +17,7 @@ use common::{BLOCK, Edit, ScriptedStore};
 mod common;
 mod interleave;
 mod late;
+mod peer;
 mod people;
 
 /// No wait of a test lasts as long, unless what it waits for never comes.
@@ -32,6 +33,8 @@ struct RecordingCache {
     gate: Mutex<Option<Receiver<()>>>,
     /// Versions of files that it knows.
     versions: Mutex<BTreeSet<(FileId, Tid)>>,
+    /// It knows no file under head.
+    unknown: AtomicBool,
 }
 
 impl RecordingCache {
@@ -62,13 +65,14 @@ impl KernelCache for RecordingCache {
         self.record("root".to_owned());
     }
     fn knows_head(&self, _file: FileId) -> bool {
-        true
+        !self.unknown.load(Ordering::SeqCst)
     }
     fn knows_version(&self, file: FileId, rev: Tid) -> bool {
         self.versions.lock().unwrap().contains(&(file, rev))
     }
     fn store_head(&self, file: FileId, offset: u64, bytes: &[u8]) {
         self.record(format!("store {} {offset} {}", file.raw(), bytes.len()));
+        self.calls.lock().unwrap().push("stored".to_owned());
     }
     fn store_version(&self, file: FileId, rev: Tid, offset: u64, bytes: &[u8]) {
         self.record(format!("keep {} {} {offset} {}", file.raw(), rev.raw(), bytes.len()));
@@ -106,6 +110,14 @@ fn options(
 }
 
 fn fixture(commits: &[(u64, Vec<Edit>)]) -> Fixture {
+    fixture_with(commits, None, None)
+}
+
+fn fixture_with(
+    commits: &[(u64, Vec<Edit>)],
+    processes: Option<Arc<dyn Processes>>,
+    peer: Option<PeerManners>,
+) -> Fixture {
     let store = ScriptedStore::new();
     for (tid, edits) in commits {
         store.commit(*tid, edits);
@@ -113,7 +125,7 @@ fn fixture(commits: &[(u64, Vec<Edit>)]) -> Fixture {
     let _ = store.refresh();
     let runtime = runtime();
     let clock = ManualClock::at(START);
-    let options = options(&runtime, &clock, None);
+    let options = ServerOptions { peer, ..options(&runtime, &clock, processes) };
     let server = Server::new(Arc::clone(&store) as Arc<dyn Store>, options);
     let (sender, arrived) = channel();
     let cache = Arc::new(RecordingCache {
@@ -121,6 +133,7 @@ fn fixture(commits: &[(u64, Vec<Edit>)]) -> Fixture {
         arrived: Mutex::new(sender),
         gate: Mutex::default(),
         versions: Mutex::default(),
+        unknown: AtomicBool::new(false),
     });
     assert!(server.set_kernel_cache(Arc::clone(&cache) as Arc<dyn KernelCache>));
     Fixture { store, server, cache, arrived, clock, _runtime: runtime }

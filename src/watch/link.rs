@@ -16,6 +16,8 @@ use super::pins::Waiter;
 use super::setup::Watch;
 use super::{Action, Fault, LinkStats, LinkView, Serial, WaitId, WatchView};
 
+/// Why a file cannot be watched, in the words of WCFS.
+pub const UNKNOWN_FILE: &str = "file not yet known to wcfs or is not a ZBigFile";
 /// Replies that a client may leave unread before its link is closed.
 const UNREAD_REPLIES_MAX: usize = 4096;
 /// Longest that a client that closed its link may take to end, before the first signal.
@@ -30,11 +32,18 @@ pub struct LinkOptions {
     pub watches_max: usize,
     /// Most set-ups of one link that wait or run.
     pub setups_max: usize,
+    /// Whether it matters if a file is known that is not watched and shall not be.
+    pub only_known_files: bool,
 }
 
 impl Default for LinkOptions {
     fn default() -> LinkOptions {
-        LinkOptions { pin_timeout: Duration::from_secs(30), watches_max: 4096, setups_max: 4096 }
+        LinkOptions {
+            pin_timeout: Duration::from_secs(30),
+            watches_max: 4096,
+            setups_max: 4096,
+            only_known_files: false,
+        }
     }
 }
 
@@ -245,10 +254,24 @@ impl Link {
 
     /// Rule 13: in one step the watch is gone, its pins are dropped, and who waited for them does so no longer.
     fn unwatch(&mut self, stream: u64, file: FileId, actions: &mut Vec<Action>) {
-        if let Some(watch) = self.watches.remove(&file) {
-            self.drop_watch(file, watch, true, actions);
+        match self.watches.remove(&file) {
+            Some(watch) => self.drop_watch(file, watch, true, actions),
+            None if self.options.only_known_files => return actions.push(Action::Unwatch { file, stream }),
+            None => {}
         }
         self.outbox.push(Out::Ok { stream, reply: OkReply::default() });
+        actions.push(Action::Readable);
+    }
+
+    /// The answer to [`Action::Unwatch`].
+    pub fn unwatch_asked(&mut self, file: FileId, stream: u64, known: bool, actions: &mut Vec<Action>) {
+        if self.over || self.faulted {
+            return;
+        }
+        match known {
+            true => self.outbox.push(Out::Ok { stream, reply: OkReply::default() }),
+            false => self.reply_error(stream, &format!("setup watch f{file} -: {UNKNOWN_FILE}")),
+        }
         actions.push(Action::Readable);
     }
 

@@ -170,6 +170,7 @@ impl World {
                         read.acks -= 1;
                     }
                 }
+                Action::Unwatch { .. } => panic!("this link does not ask"),
                 Action::Kill(fault) => panic!("S4: client {client} is innocent: {fault:?}"),
             }
         }

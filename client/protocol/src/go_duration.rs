@@ -1,4 +1,4 @@
-//! Durations as Go programs read and print them: WCFS takes `-pintimeout 1m30.5s` and says `δt = 1.5s`.
+//! Durations as Go programs read and print them: WCFS takes `-pintimeout 1m30.5s` and says how far back a state is.
 //!
 //! Invariant: what [`format_go_duration`] writes is what Go's `Duration.String` writes, and [`parse_go_duration`] reads it
 //! back; parts below a nanosecond are cut off, negative ones refused. Written from the documentation of Go's package `time`.

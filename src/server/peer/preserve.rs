@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use revfs_protocol::{BlockIndex, BlockSpan, FileId, Tid};
+use revfs_protocol::{BlockIndex, BlockSize, BlockSpan, FileId, Tid};
 
 use crate::server::{FileView, KernelCache, Server};
 use crate::store::ReadError;
@@ -17,8 +17,8 @@ use crate::store::ReadError;
 const PRESERVED_PER_HEAD_MAX: usize = 1024;
 /// Most versions of files that have blocks waiting for an open.
 const VERSIONS_MAX: usize = 1024;
-/// Most blocks that an open waits for.
-const RESTORED_PER_OPEN_MAX: usize = 64;
+/// Most bytes of blocks that an open waits for.
+const RESTORED_BYTES_MAX: u64 = 256 << 20;
 
 type Version = (FileId, Tid);
 
@@ -37,11 +37,11 @@ pub(super) struct Preserved {
 }
 
 impl Preserved {
-    fn add(&self, version: Version, block: BlockIndex) {
+    fn add(&self, version: Version, block: BlockIndex, block_size: BlockSize) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let blocks = waiting.blocks.entry(version).or_default();
         let is_new = blocks.is_empty();
-        if blocks.len() < RESTORED_PER_OPEN_MAX {
+        if (blocks.len() as u64 + 1).saturating_mul(block_size.bytes()) <= RESTORED_BYTES_MAX {
             blocks.insert(block);
         }
         if is_new {
@@ -116,7 +116,7 @@ impl Server {
                 let (offset, bytes) = self.load_block(&version, block)?;
                 kernel.store_version(old.meta.file, made, offset, &bytes);
             } else {
-                peer.preserved.add((old.meta.file, made), block);
+                peer.preserved.add((old.meta.file, made), block, old.meta.block_size);
             }
         }
         Ok(())
