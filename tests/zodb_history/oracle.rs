@@ -10,11 +10,23 @@ use crate::world::{Done, State};
 /// What became of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    Created { size: u64 },
-    Deleted { old_size: u64 },
+    Created {
+        size: u64,
+    },
+    Deleted {
+        old_size: u64,
+    },
     /// Its block size or its tree is another one.
-    Whole { old_size: u64, size: u64 },
-    Blocks { old_size: u64, size: u64, block_size: u64, blocks: BTreeSet<u64> },
+    Whole {
+        old_size: u64,
+        size: u64,
+    },
+    Blocks {
+        old_size: u64,
+        size: u64,
+        block_size: u64,
+        blocks: BTreeSet<u64>,
+    },
 }
 
 /// What differs of all files, by file.
@@ -53,9 +65,9 @@ pub fn compare(before: &State, after: &State, written: &BTreeSet<u64>) -> Change
 
 /// What each commit did, but the first.
 pub fn changes_of(done: &[Done]) -> Vec<(Tid, Changes)> {
-    let pairs = done.windows(2).map(|pair| {
-        (Tid::from_raw(pair[1].tid), compare(&pair[0].state, &pair[1].state, &pair[1].blocks))
-    });
+    let pairs = done
+        .windows(2)
+        .map(|pair| (Tid::from_raw(pair[1].tid), compare(&pair[0].state, &pair[1].state, &pair[1].blocks)));
     pairs.collect()
 }
 
@@ -63,8 +75,10 @@ pub fn changes_of(done: &[Done]) -> Vec<(Tid, Changes)> {
 pub fn told(commit: &CommitInfo) -> Changes {
     let change = |change: &FileChange| {
         let (old_size, size) = (change.old_size, change.size);
-        let is_all = matches!(change.blocks[..], [(first, count)] if first.raw() == 0 && count.raw() == u64::MAX);
-        let blocks = || change.blocks.iter().flat_map(|(first, count)| first.raw()..first.raw() + count.raw());
+        let is_all =
+            matches!(change.blocks[..], [(first, count)] if first.raw() == 0 && count.raw() == u64::MAX);
+        let blocks =
+            || change.blocks.iter().flat_map(|(first, count)| first.raw()..first.raw() + count.raw());
         match (change.created, change.deleted) {
             (true, false) if is_all && old_size == 0 => Change::Created { size },
             (false, true) if size == 0 && change.blocks.is_empty() => Change::Deleted { old_size },
@@ -82,7 +96,8 @@ pub fn told(commit: &CommitInfo) -> Changes {
 /// When a block changed last in (tail, at], by what commits did; a shrink changes what it leaves out, too.
 pub fn block_rev(changes: &[(Tid, Changes)], file: FileId, block: u64, tail: Tid, at: Tid) -> Option<Tid> {
     let within = changes.iter().rev().filter(|(tid, _)| *tid > tail && *tid <= at);
-    let mut found = within.filter(|(_, changes)| changes.get(&file.raw()).is_some_and(|change| changes_block(change, block)));
+    let mut found = within
+        .filter(|(_, changes)| changes.get(&file.raw()).is_some_and(|change| changes_block(change, block)));
     found.next().map(|(tid, _)| *tid)
 }
 

@@ -146,7 +146,8 @@ impl World {
                 writes.insert(oid, Some(data));
             }
         }
-        let gone: Vec<u64> = before.files.keys().filter(|oid| !self.model.files.contains_key(oid)).copied().collect();
+        let gone: Vec<u64> =
+            before.files.keys().filter(|oid| !self.model.files.contains_key(oid)).copied().collect();
         writes.extend(gone.into_iter().map(|oid| (oid, None)));
         let positions = writes.keys().map(|oid| (*oid, self.positions.get(oid).copied())).collect();
         self.before = Some((before, positions));

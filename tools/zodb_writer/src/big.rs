@@ -53,7 +53,8 @@ pub struct Made {
 
 /// Bytes that no compression makes smaller; the last one is not zero.
 pub fn noise(seed: u64, number: u64, len: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number.wrapping_add(1).wrapping_mul(0xd134_2543_de82_ef95);
+    let mut state =
+        seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number.wrapping_add(1).wrapping_mul(0xd134_2543_de82_ef95);
     state |= 1;
     let mut bytes = Vec::with_capacity(len as usize + 8);
     while (bytes.len() as u64) < len {
