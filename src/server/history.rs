@@ -190,7 +190,9 @@ fn joined(one: Vec<BlockSpan>, other: Vec<BlockSpan>) -> Vec<BlockSpan> {
     let mut joined: Vec<BlockSpan> = Vec::with_capacity(all.len());
     for span in all {
         match joined.last_mut() {
-            Some(last) if span.first.raw() <= last.last.raw().saturating_add(1) => last.last = last.last.max(span.last),
+            Some(last) if span.first.raw() <= last.last.raw().saturating_add(1) => {
+                last.last = last.last.max(span.last)
+            }
             _ => joined.push(span),
         }
     }
@@ -297,7 +299,11 @@ mod tests {
         };
         let newest = *tids.last().unwrap();
         let (indexed, plain) = (
-            History::new(newest, TailOptions { span: Duration::from_secs(3600), ..TailOptions::default() }, false),
+            History::new(
+                newest,
+                TailOptions { span: Duration::from_secs(3600), ..TailOptions::default() },
+                false,
+            ),
             History::new(newest, TailOptions::default(), false),
         );
         indexed.seed(&view(newest).txn);

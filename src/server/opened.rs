@@ -41,7 +41,9 @@ impl Opened {
 
     /// Notes a file; before the head is taken that it is looked at in.
     pub(super) fn note(&self, file: FileId) {
-        if !self.by_file || self.notes.read().unwrap_or_else(PoisonError::into_inner).since.contains_key(&file) {
+        if !self.by_file
+            || self.notes.read().unwrap_or_else(PoisonError::into_inner).since.contains_key(&file)
+        {
             return;
         }
         let mut notes = self.notes.write().unwrap_or_else(PoisonError::into_inner);

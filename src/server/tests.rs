@@ -16,6 +16,7 @@ use common::{BLOCK, Edit, ScriptedStore};
 mod common;
 mod interleave;
 mod late;
+mod opened;
 mod people;
 
 /// No wait of a test lasts as long, unless what it waits for never comes.
