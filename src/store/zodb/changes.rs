@@ -180,7 +180,8 @@ impl FileTree {
     fn epoch(&mut self, nodes: &Nodes, old: Option<FileNode>) -> Result<Option<FileChange>, ZodbError> {
         let old_size = self.size;
         self.read(nodes)?;
-        let change = epoch_change(self.oid, old.map(|old| (old, old_size)), self.file.map(|new| (new, self.size)));
+        let change =
+            epoch_change(self.oid, old.map(|old| (old, old_size)), self.file.map(|new| (new, self.size)));
         Ok(change)
     }
 
@@ -388,7 +389,9 @@ fn is_lost(error: &ZodbError) -> bool {
 fn is_file(nodes: &Nodes, oid: Oid, at: Tid) -> Result<bool, ZodbError> {
     match nodes.class(oid, at) {
         Ok(class) => Ok(class == Some(Class::BigFile)),
-        Err(error) if error.is_packed() => Ok(nodes.class(oid, nodes.storage().last_tid())? == Some(Class::BigFile)),
+        Err(error) if error.is_packed() => {
+            Ok(nodes.class(oid, nodes.storage().last_tid())? == Some(Class::BigFile))
+        }
         Err(error) if error.is_damage() => Ok(false),
         Err(error) => Err(error),
     }

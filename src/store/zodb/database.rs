@@ -22,8 +22,8 @@ use super::nodes::Nodes;
 use super::objects::Class;
 use super::storage::{Refreshed, Storage, StorageError, Transaction};
 use crate::store::{
-    BlockRun, CommitInfo, DirId, Entry, FileChange, FileMeta, Load, Piece, PieceSource, ReadBuffer, ReadError, ReadTxn,
-    Store, StoreInfo,
+    BlockRun, CommitInfo, DirId, Entry, FileChange, FileMeta, Load, Piece, PieceSource, ReadBuffer,
+    ReadError, ReadTxn, Store, StoreInfo,
 };
 
 /// Decoded objects that are kept by default, bytes.
@@ -261,10 +261,12 @@ impl Database {
             let written: BTreeSet<Oid> = transaction.records.iter().map(|record| record.oid).collect();
             let mut changes: BTreeMap<Oid, FileChange> = BTreeMap::new();
             for (oid, tree) in &mut trees {
-                changes.extend(tree.step(&self.nodes, transaction.tid, &written)?.map(|change| (*oid, change)));
+                changes
+                    .extend(tree.step(&self.nodes, transaction.tid, &written)?.map(|change| (*oid, change)));
             }
             for oid in written.difference(files) {
-                changes.extend(epoch_of(&self.nodes, *oid, base, transaction.tid)?.map(|change| (*oid, change)));
+                changes
+                    .extend(epoch_of(&self.nodes, *oid, base, transaction.tid)?.map(|change| (*oid, change)));
             }
             told.push(commit_info(transaction, base, changes.into_values().collect()));
         }
@@ -309,7 +311,8 @@ impl Database {
         let first = self.newest(lo)?;
         let mut recorded = self.recorded.write().unwrap_or_else(PoisonError::into_inner);
         for oid in files {
-            let known = recorded.entry(*oid).or_insert(Recorded { base: lo, at: lo, first, tids: Vec::new() });
+            let known =
+                recorded.entry(*oid).or_insert(Recorded { base: lo, at: lo, first, tids: Vec::new() });
             if known.at < lo {
                 *known = Recorded { base: lo, at: lo, first, tids: Vec::new() };
             }
