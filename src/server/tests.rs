@@ -17,8 +17,9 @@ use common::{BLOCK, Edit, ScriptedStore};
 mod common;
 mod interleave;
 mod late;
-mod peer;
+mod opened;
 mod people;
+mod peer;
 
 /// No wait of a test lasts as long, unless what it waits for never comes.
 const PATIENCE: Duration = Duration::from_secs(30);

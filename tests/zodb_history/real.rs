@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use revfs::store::zodb::filestorage::{FileStorage, IndexSource};
+use revfs_protocol::Tid;
 use zodb_writer::big::{self, Blocks, Shape};
 use zodb_writer::records::{self, Class, Ref};
 use zodb_writer::{Write, Writer};
@@ -14,8 +15,8 @@ use super::python::{python, run};
 const FIRST_TID: u64 = 0x03d7_0000_0000_0000;
 const BLOCK: u64 = 4096;
 
-/// Two files, then changes of each kind.
-fn make(path: &Path) -> Vec<(Shape, big::Made)> {
+/// Two files, then changes of each kind. Answers the tid at which both are there and as they were made.
+fn make(path: &Path) -> (Vec<(Shape, big::Made)>, Tid) {
     let mut writer = Writer::create(path).unwrap();
     let mut next = FIRST_TID;
     let mut tid = move || {
@@ -37,6 +38,7 @@ fn make(path: &Path) -> Vec<(Shape, big::Made)> {
         .map(|(shape, (_, oid))| (*shape, big::file(&mut writer, shape, oid, &mut tid).unwrap()))
         .collect();
     writer.commit(tid(), &[(0, Write::Data(records::root(&refs)))]).unwrap();
+    let filled = Tid::from_raw(writer.last_tid());
     let (blocks, tree) = (made[0].1.blocks.clone(), made[0].1.tree);
     for round in 0..12u64 {
         let block = blocks[round as usize * 5];
@@ -55,7 +57,7 @@ fn make(path: &Path) -> Vec<(Shape, big::Made)> {
     }
     writer.commit(tid(), &[(blocks[3], Write::Deletion)]).unwrap();
     writer.save_index().unwrap();
-    made
+    (made, filled)
 }
 
 #[test]
@@ -73,12 +75,11 @@ fn zodb_reads_what_is_written() {
     let Some(python) = python("zodb_reads_what_is_written") else { return };
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("Data.fs");
-    let made = make(&path);
+    let (made, filled) = make(&path);
     let manifest = Manifest::parse(&path, &run(&python, "manifest", &path, &[]));
     assert_eq!(manifest.files.len(), 2);
     // As Python has it, and as it was meant to be.
     assert!(check_bytes(&manifest) > 100);
-    let filled = manifest.tids[made.len() + 1];
     for ((shape, _), name) in made.iter().zip(["whole", "chunks"]) {
         for block in 0..shape.blocks {
             let expected = sha256(&big::block_bytes(shape, block));

@@ -12,6 +12,7 @@ use super::Oid;
 use super::error::ZodbError;
 use super::nodes::{FileNode, Nodes};
 use super::objects::{self, Class, Object};
+use super::storage::Peeked;
 use crate::store::{BlockData, BlockRun};
 
 impl Nodes {
@@ -59,6 +60,9 @@ impl Nodes {
         (skip, block_size): (usize, usize),
         into: &mut [u8],
     ) -> Result<(), ZodbError> {
+        if self.read_plain(oid, at, (skip, block_size), into)? {
+            return Ok(());
+        }
         let loaded = self.storage().load(oid, at)?.ok_or(ZodbError::Missing { oid, at, by: oid })?;
         let serial = loaded.serial;
         let object = objects::decode(&loaded.data);
@@ -76,6 +80,33 @@ impl Nodes {
                 Err(ZodbError::WrongClass { oid, serial, found, expected, by: oid })
             }
         }
+    }
+
+    /// Reads a block whose record has its bytes in one piece, without the rest of it. `false` if it is another one.
+    fn read_plain(
+        &self,
+        oid: Oid,
+        at: Tid,
+        (skip, block_size): (usize, usize),
+        into: &mut [u8],
+    ) -> Result<bool, ZodbError> {
+        let wanted = into.len() as u64;
+        let mut have = 0;
+        let mut part = |peeked: &Peeked| {
+            let (class, bytes) = objects::plain_bytes(&peeked.start, peeked.len)?;
+            if class != Class::Blk0 || bytes.end - bytes.start > block_size as u64 {
+                return None;
+            }
+            let from = (bytes.start + skip as u64).min(bytes.end);
+            have = wanted.min(bytes.end - from);
+            Some(from..from + have)
+        };
+        let read = self.storage().read_part(oid, at, &mut part, into)?;
+        if read {
+            // What its object lacks is zero.
+            into.get_mut(usize::try_from(have).unwrap_or(usize::MAX)..).unwrap_or_default().fill(0);
+        }
+        Ok(read)
     }
 
     fn read_chunks(
@@ -99,28 +130,52 @@ impl Nodes {
         let (from, to) = (skip, skip + into.len());
         // The last one before may reach into what is asked for.
         let first = chunks.range(..=from).next_back().map_or(from, |(offset, _)| *offset);
-        for (offset, chunk) in chunks.range(first..to) {
+        let wanted: Vec<(usize, Oid)> =
+            chunks.range(first..to).map(|(offset, chunk)| (*offset, *chunk)).collect();
+        let oids: Vec<Oid> = wanted.iter().map(|(_, chunk)| *chunk).collect();
+        let mut failed = None;
+        self.storage().load_each(&oids, at, &mut |number, loaded| {
+            let Some((offset, chunk)) = wanted.get(number).copied() else { return };
             let end = chunks.range(offset + 1..).next().map_or(block_size, |(next, _)| *next);
-            let loaded = self.storage().load(*chunk, at)?;
-            let loaded = loaded.ok_or(ZodbError::Missing { oid: *chunk, at, by: oid })?;
-            let object = objects::decode(&loaded.data);
-            let failed = |source| ZodbError::Object { oid: *chunk, serial: loaded.serial, source };
-            let bytes = match object.map_err(failed)? {
-                Object::Data(bytes) => bytes,
-                other => {
-                    let (found, expected, serial) = (other.class(), "a chunk", loaded.serial);
-                    return Err(ZodbError::WrongClass { oid: *chunk, serial, found, expected, by: oid });
-                }
+            let copied = match loaded {
+                Some(loaded) => copy_chunk(chunk, oid, loaded, |bytes| {
+                    if offset + bytes.len() > end {
+                        return Err(wrong("its chunks overlap, or go beyond the block"));
+                    }
+                    let (start, stop) = (offset.max(from), (offset + bytes.len()).min(to));
+                    if start < stop {
+                        into[start - from..stop - from]
+                            .copy_from_slice(&bytes[start - offset..stop - offset]);
+                    }
+                    Ok(())
+                }),
+                None => Err(ZodbError::Missing { oid: chunk, at, by: oid }),
             };
-            if offset + bytes.len() > end {
-                return Err(wrong("its chunks overlap, or go beyond the block"));
-            }
-            let (start, stop) = ((*offset).max(from), (offset + bytes.len()).min(to));
-            if start < stop {
-                into[start - from..stop - from].copy_from_slice(&bytes[start - offset..stop - offset]);
-            }
+            failed = failed.take().or(copied.err());
+        })?;
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+/// Gives the bytes of a chunk to `copy`.
+fn copy_chunk(
+    chunk: Oid,
+    by: Oid,
+    (serial, data): (Tid, &[u8]),
+    copy: impl FnOnce(&[u8]) -> Result<(), ZodbError>,
+) -> Result<(), ZodbError> {
+    if let Some((Class::Data, bytes)) = objects::plain_bytes(data, data.len() as u64) {
+        let bytes = usize::try_from(bytes.start).ok().zip(usize::try_from(bytes.end).ok());
+        if let Some(bytes) = bytes.and_then(|(start, end)| data.get(start..end)) {
+            return copy(bytes);
         }
-        Ok(())
+    }
+    match objects::decode(data).map_err(|source| ZodbError::Object { oid: chunk, serial, source })? {
+        Object::Data(bytes) => copy(&bytes),
+        other => {
+            let (found, expected) = (other.class(), "a chunk");
+            Err(ZodbError::WrongClass { oid: chunk, serial, found, expected, by })
+        }
     }
 }
 

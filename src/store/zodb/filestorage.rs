@@ -5,6 +5,7 @@
 //! for the file in its place has the same tids, and what a pack took away is an error of its own kind. Memory is 16
 //! bytes an object, 33 at most, and twice that while the index is built anew beside the one in use.
 
+mod bulk;
 mod error;
 mod format;
 mod load;
@@ -296,6 +297,14 @@ impl FileStorage {
     fn newest(&self, oid: Oid) -> (Arc<DataFile>, u64, Option<u64>) {
         let state = self.read();
         (Arc::clone(&state.file), state.cursor.end, state.index.get(oid))
+    }
+
+    /// The file, where the last transaction that was taken up ends, and the newest record of each of some objects with
+    /// its number among them; 0: it has none.
+    fn places(&self, oids: &[Oid]) -> (Arc<DataFile>, u64, Vec<(u64, usize)>) {
+        let state = self.read();
+        let place = |(number, oid): (usize, &Oid)| (state.index.get(*oid).unwrap_or(0), number);
+        (Arc::clone(&state.file), state.cursor.end, oids.iter().enumerate().map(place).collect())
     }
 
     /// All objects that have a record, ascending.

@@ -5,6 +5,7 @@
 //! own kind, as far as references say of which class they are. The state of an object of another class is not looked at. Left out on purpose: loading
 //! what a record refers to, and joining the bytes of blocks.
 
+mod plain;
 mod tree;
 
 use std::borrow::Cow;
@@ -12,6 +13,7 @@ use std::fmt;
 
 use super::Oid;
 use super::pickle::{ClassName, PickleError, Pickles, Reference, Value, ValueId};
+pub use plain::plain_bytes;
 pub use tree::{Bucket, Node, Tree};
 
 /// The classes that files are made of.

@@ -5,6 +5,7 @@
 //! [`Storage::is_remote`] may be waited for, so it is asked by threads that may wait.
 
 use std::fmt::Debug;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -158,6 +159,42 @@ pub trait Storage: Send + Sync + Debug {
     /// As [`Storage::load`].
     fn peek(&self, oid: Oid, at: Tid) -> Result<Option<Peeked>, StorageError>;
 
+    /// Reads a part of the data of an object as of `at` straight to where it goes: `part` is given what [`Storage::peek`]
+    /// answers, and says which bytes of the data go to the beginning of `into`. `false` if it says none, there is no such
+    /// object, or the storage has no such way: then it is to be loaded.
+    ///
+    /// # Errors
+    /// As [`Storage::load`].
+    fn read_part(
+        &self,
+        _oid: Oid,
+        _at: Tid,
+        _part: &mut dyn FnMut(&Peeked) -> Option<Range<u64>>,
+        _into: &mut [u8],
+    ) -> Result<bool, StorageError> {
+        Ok(false)
+    }
+
+    /// Loads many objects as of `at`, and gives each to `visit` with its number in `oids`, in any order: its serial and
+    /// data, or `None` if it does not exist.
+    ///
+    /// # Errors
+    /// As [`Storage::load`]; some may have been visited.
+    fn load_each(
+        &self,
+        oids: &[Oid],
+        at: Tid,
+        visit: &mut dyn FnMut(usize, Option<(Tid, &[u8])>),
+    ) -> Result<(), StorageError> {
+        for (number, oid) in oids.iter().enumerate() {
+            match self.load(*oid, at)? {
+                Some(loaded) => visit(number, Some((loaded.serial, &loaded.data))),
+                None => visit(number, None),
+            }
+        }
+        Ok(())
+    }
+
     /// The newest state of an object that exists, or of one that was deleted the last before that. None if there is none.
     ///
     /// # Errors
@@ -271,6 +308,26 @@ impl Storage for FileStorage {
 
     fn peek(&self, oid: Oid, at: Tid) -> Result<Option<Peeked>, StorageError> {
         Ok(self.peek(oid, at)?.map(Peeked::from))
+    }
+
+    fn read_part(
+        &self,
+        oid: Oid,
+        at: Tid,
+        part: &mut dyn FnMut(&Peeked) -> Option<Range<u64>>,
+        into: &mut [u8],
+    ) -> Result<bool, StorageError> {
+        let mut part = |peeked: &filestorage::Peeked| part(&Peeked::from(peeked.clone()));
+        Ok(self.read_part(oid, at, &mut part, into)?)
+    }
+
+    fn load_each(
+        &self,
+        oids: &[Oid],
+        at: Tid,
+        visit: &mut dyn FnMut(usize, Option<(Tid, &[u8])>),
+    ) -> Result<(), StorageError> {
+        Ok(self.load_each(oids, at, visit)?)
     }
 
     fn peek_last(&self, oid: Oid) -> Result<Option<Peeked>, StorageError> {

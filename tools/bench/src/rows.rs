@@ -9,6 +9,7 @@ mod isolation;
 mod latency;
 mod reads;
 mod small;
+mod zodb;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -34,7 +35,7 @@ struct Group {
     run: fn(&mut Bench, &Folder) -> Result<()>,
 }
 
-const GROUPS: [Group; 7] = [
+const GROUPS: [Group; 8] = [
     Group { name: "reads", rows: &reads::ROWS, disk_gib: 9.0, run: reads::run },
     Group { name: "commits", rows: &commits::ROWS, disk_gib: 22.0, run: commits::run },
     Group { name: "small", rows: &small::ROWS, disk_gib: 1.0, run: small::run },
@@ -42,6 +43,7 @@ const GROUPS: [Group; 7] = [
     Group { name: "changes", rows: &changes::ROWS, disk_gib: 0.1, run: changes::run },
     Group { name: "isolation", rows: &isolation::ROWS, disk_gib: 2.5, run: isolation::run },
     Group { name: "latency", rows: &latency::ROWS, disk_gib: 0.5, run: latency::run },
+    Group { name: "zodb", rows: &zodb::ROWS, disk_gib: 3.0, run: zodb::run },
 ];
 
 /// A run of this tool.

@@ -57,6 +57,11 @@ impl Start {
         Peeked { serial, start, len }
     }
 
+    /// Where its data begin, bytes.
+    pub(super) fn data_pos(&self) -> u64 {
+        self.pos + RECORD_HEADER_BYTES as u64
+    }
+
     /// What was read behind the header.
     fn behind(&self) -> &[u8] {
         self.bytes.get(RECORD_HEADER_BYTES..self.have).unwrap_or_default()

@@ -5,7 +5,8 @@
 
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -13,12 +14,26 @@ use revfs_protocol::Tid;
 
 use super::error::{Damage, FileStorageError};
 use super::format::{FIRST_TRANSACTION, MAGICS};
+use crate::store::buffer::{BUFFER_ALIGN, BufferPool};
 use crate::store::zodb::Oid;
 
 /// Bytes read at once where reading goes on in order.
 const WINDOW_BYTES: usize = 64 << 10;
 /// Bytes read at once after a jump over data, which likely is followed by another.
 const JUMP_BYTES: usize = 4 << 10;
+
+/// Reads of fewer bytes go through the page cache, which reads ahead and keeps what is read again.
+const DIRECT_BYTES_MIN: usize = 128 << 10;
+/// Buffers for reads past it that are kept.
+const ALIGNED_KEPT: usize = 8;
+
+/// The same file once more, for reads past the page cache.
+fn open_direct(file: &File) -> Option<File> {
+    let flags = i32::try_from(rustix::fs::OFlags::DIRECT.bits()).ok()?;
+    // By its number: what has its name may be another file already.
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path).ok()
+}
 
 /// What tells one file from another that takes its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +53,9 @@ impl FileIdentity {
 #[derive(Debug)]
 pub struct DataFile {
     file: File,
+    /// The same, opened for reads past the page cache; none where the filesystem has no such reads.
+    direct: Option<File>,
+    aligned: Arc<BufferPool>,
     path: PathBuf,
     identity: FileIdentity,
     /// The oldest state that is whole; found out when it is asked for.
@@ -57,7 +75,14 @@ impl DataFile {
         }
         let file = File::open(path).map_err(open)?;
         let identity = FileIdentity::of(&file.metadata().map_err(open)?);
-        let data = DataFile { file, path: path.to_owned(), identity, oldest: OnceLock::new() };
+        let data = DataFile {
+            direct: open_direct(&file),
+            aligned: BufferPool::new(ALIGNED_KEPT, 0),
+            file,
+            path: path.to_owned(),
+            identity,
+            oldest: OnceLock::new(),
+        };
         data.check_magic()?;
         Ok(data)
     }
@@ -116,6 +141,33 @@ impl DataFile {
             }
         }
         Ok(have)
+    }
+
+    /// Fills the buffer past the page cache; `false` if that cannot be done, or is not worth it, and nothing was read.
+    pub fn read_direct(&self, pos: u64, into: &mut [u8]) -> bool {
+        let Some(direct) = self.direct.as_ref().filter(|_| into.len() >= DIRECT_BYTES_MIN) else {
+            return false;
+        };
+        let skip = pos % BUFFER_ALIGN as u64;
+        let Some(start) = usize::try_from(skip).ok() else { return false };
+        let mut aligned = self.aligned.take((start + into.len()).next_multiple_of(BUFFER_ALIGN));
+        let mut have = 0;
+        // The last sector may end behind the file.
+        while have < start + into.len() {
+            match direct.read_at(&mut aligned[have..], pos - skip + have as u64) {
+                Ok(count)
+                    if count > 0
+                        && (count.is_multiple_of(BUFFER_ALIGN) || have + count >= start + into.len()) =>
+                {
+                    have += count;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The end, or an error: the other way tells which.
+                _ => return false,
+            }
+        }
+        into.copy_from_slice(&aligned[start..start + into.len()]);
+        true
     }
 
     /// Fills the buffer.

@@ -114,7 +114,10 @@ pub fn make_store(root: &Path) -> Result<Arc<NativeStore>> {
 }
 
 /// Puts blocks `[first, first + count)`, each of which begins with `byte`, which is not 0.
-async fn put_blocks(
+///
+/// # Errors
+/// The store refuses.
+pub async fn put_blocks(
     transaction: &mut Transaction,
     file: FileId,
     range: (u64, u64),
@@ -130,7 +133,11 @@ async fn put_blocks(
     Ok(())
 }
 
-async fn create_file(store: &Arc<NativeStore>, blocks: u64) -> std::result::Result<FileId, CommitError> {
+/// Makes a file without bytes.
+///
+/// # Errors
+/// The store refuses.
+pub async fn create_file(store: &Arc<NativeStore>, blocks: u64) -> std::result::Result<FileId, CommitError> {
     let mut transaction = store.begin(None)?;
     let file = transaction.create(b"x", None)?;
     transaction.set_size(file, blocks * BlockSize::MIN.bytes()).await?;
