@@ -12,6 +12,7 @@ mod kernel;
 mod links;
 mod mount;
 mod report;
+mod requests;
 pub mod tree;
 
 pub use mount::{DiskSpace, MountError, MountOptions, Mounted, mount, threads_default};
