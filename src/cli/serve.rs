@@ -295,6 +295,7 @@ fn open_store(plan: &MountPlan, clock: &Arc<dyn Clock>) -> Result<Opened, CliErr
             let options = DatabaseOptions { cache_bytes: plan.cache_bytes, ..DatabaseOptions::default() };
             return open::open_database(&path, options).map(Opened::Zodb);
         }
+        Place::Zeo(url) => return open::open_zeo(&url, plan.cache_bytes).map(Opened::Zodb),
     };
     let options =
         || OpenOptions { cache_bytes: plan.cache_bytes, clock: Arc::clone(clock), ..OpenOptions::default() };
@@ -344,6 +345,8 @@ struct Target(Arc<Server>);
 impl StopTarget for Target {
     fn refuse_opens(&self) {
         self.0.refuse_opens();
+        // Who waits for a storage that does not answer keeps the mount busy.
+        self.0.store().give_up();
         // A mount with an open link is busy, so it would be told next anyway.
         self.0.close_links("shutting down");
     }

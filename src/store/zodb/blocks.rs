@@ -99,6 +99,10 @@ impl Nodes {
         let (from, to) = (skip, skip + into.len());
         // The last one before may reach into what is asked for.
         let first = chunks.range(..=from).next_back().map_or(from, |(offset, _)| *offset);
+        if self.storage().is_remote() {
+            let wanted: Vec<Oid> = chunks.range(first..to).map(|(_, chunk)| *chunk).collect();
+            self.storage().prefetch(&wanted, at);
+        }
         for (offset, chunk) in chunks.range(first..to) {
             let end = chunks.range(offset + 1..).next().map_or(block_size, |(next, _)| *next);
             let loaded = self.storage().load(*chunk, at)?;

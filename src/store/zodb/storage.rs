@@ -13,6 +13,7 @@ use revfs_protocol::Tid;
 
 use super::Oid;
 use super::filestorage::{self, FileStorage, FileStorageError};
+use super::zeo::ZeoError;
 
 /// The state of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +62,7 @@ impl Transaction {
 pub struct Written {
     /// Whose state it is.
     pub oid: Oid,
-    /// Length of its data, bytes; 0: it has none of its own, as a deletion, or what an undo brought back.
+    /// Length of its data, bytes; 0: it has none of its own, as a deletion, or what an undo brought back; or a server did not say.
     pub data_len: u64,
 }
 
@@ -92,6 +93,9 @@ pub enum StorageError {
     /// A FileStorage.
     #[error(transparent)]
     File(#[from] FileStorageError),
+    /// A ZEO server.
+    #[error(transparent)]
+    Zeo(#[from] ZeoError),
 }
 
 impl StorageError {
@@ -104,6 +108,7 @@ impl StorageError {
     pub fn is_damage(&self) -> bool {
         match self {
             StorageError::File(error) => error.damage().is_some(),
+            StorageError::Zeo(error) => error.is_damage(),
         }
     }
 }
@@ -157,6 +162,10 @@ pub trait Storage: Send + Sync + Debug {
     /// # Errors
     /// As [`Storage::load`].
     fn peek(&self, oid: Oid, at: Tid) -> Result<Option<Peeked>, StorageError>;
+
+    /// These are asked for next, as of `at`: what has to be fetched from a server is fetched at once. What fails is told by the
+    /// load that follows.
+    fn prefetch(&self, _oids: &[Oid], _at: Tid) {}
 
     /// The newest state of an object that exists, or of one that was deleted the last before that. None if there is none.
     ///
