@@ -13,6 +13,7 @@ mod links;
 mod mount;
 pub mod peer;
 mod report;
+mod requests;
 pub mod tree;
 
 pub use mount::{DiskSpace, MountError, MountOptions, Mounted, mount, threads_default};

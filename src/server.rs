@@ -279,6 +279,7 @@ impl Server {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).stopping = true;
         self.queue_moved.notify_all();
         self.wake_watchdog();
+        self.store.give_up();
         self.store.wake_follower();
     }
 
@@ -324,7 +325,9 @@ impl Server {
 
     /// Why head does not move: the store cannot be followed now, or its log is broken after head.
     pub fn trouble(&self) -> Option<Arc<String>> {
-        self.trouble.load_full()
+        // Who follows may wait for the storage itself.
+        let remote = self.store.is_remote().then(|| self.store.trouble()).flatten();
+        remote.map(Arc::new).or_else(|| self.trouble.load_full())
     }
 
     /// The published head.

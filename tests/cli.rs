@@ -49,7 +49,7 @@ fn what_is_no_store_is_told_by_its_content() {
     bench.fails(&["rm", "data.bin", "x"], 6, "data.bin: is a ZODB database, which is written through ZODB");
     fs::write(bench.path("data.bin"), b"FS22").unwrap();
     bench.fails(&["ls", "data.bin"], 6, "data.bin: is a file, and not a store");
-    bench.fails(&["log", "zeo://host:1"], 6, "zeo://host:1: is a ZODB on a ZEO server");
+    bench.fails(&["log", "neo://c@host:1/x"], 6, "neo://c@host:1/x: is a ZODB on a NEO cluster");
 }
 
 #[test]

@@ -13,7 +13,9 @@ use std::sync::Arc;
 use crate::ops::data::shown;
 use crate::store::native::{NativeStore, OpenOptions, Progress};
 use crate::store::zodb::filestorage::{MAGICS, ScanProgress};
-use crate::store::zodb::{Database, DatabaseOptions};
+use crate::store::zodb::storage::StorageError;
+use crate::store::zodb::zeo::{ZeoOptions, ZeoStorage};
+use crate::store::zodb::{Database, DatabaseOptions, ZodbError};
 use crate::store::{ReadError, Store};
 
 use super::CliError;
@@ -21,6 +23,9 @@ use super::progress::Bar;
 
 /// Bound of the block cache of one command, bytes: each block is read once.
 const CACHE_BYTES: u64 = 32 << 20;
+
+/// The same for what a server sends: it is asked once.
+const ZEO_CACHE_BYTES: u64 = 128 << 20;
 
 /// A store of a kind that is served.
 #[derive(Debug)]
@@ -56,6 +61,8 @@ pub(super) enum Place {
     Native(PathBuf),
     /// A ZODB FileStorage.
     FileStorage(PathBuf),
+    /// A ZODB behind a ZEO server, by its URL.
+    Zeo(String),
 }
 
 /// Opens the store that the user named, to read it.
@@ -66,6 +73,7 @@ pub(super) fn open_any(store: &OsStr) -> Result<Opened, CliError> {
     match place(store)? {
         Place::Native(path) => open_native(&path).map(Opened::Native),
         Place::FileStorage(path) => open_database(&path, DatabaseOptions::default()).map(Opened::Zodb),
+        Place::Zeo(url) => open_zeo(&url, ZEO_CACHE_BYTES).map(Opened::Zodb),
     }
 }
 
@@ -106,6 +114,27 @@ pub(super) fn open_database(path: &Path, options: DatabaseOptions) -> Result<Arc
     Ok(Arc::new(opened.map_err(ReadError::from)?))
 }
 
+/// Opens the database behind a ZEO server; a quarter of `cache_bytes` is for decoded objects, the rest for records.
+///
+/// # Errors
+/// The server does not answer.
+pub(super) fn open_zeo(url: &str, cache_bytes: u64) -> Result<Arc<Database>, CliError> {
+    let decoded = cache_bytes / 4;
+    let bar = Bar::things("looking at the objects of the database");
+    let progress = move |done, total| match done < total {
+        true => bar.show(done, Some(total)),
+        false => bar.clear(),
+    };
+    let options = ZeoOptions {
+        cache_bytes: cache_bytes - decoded,
+        progress: Some(Arc::new(progress)),
+        ..ZeoOptions::default()
+    };
+    let storage = ZeoStorage::open(url, options);
+    let storage = storage.map_err(|error| ReadError::from(ZodbError::from(StorageError::from(error))))?;
+    Ok(Arc::new(Database::on(Arc::new(storage), decoded)))
+}
+
 /// The directory that the user named as a store to be written, or as the place of a new one.
 ///
 /// # Errors
@@ -113,7 +142,9 @@ pub(super) fn open_database(path: &Path, options: DatabaseOptions) -> Result<Arc
 pub(super) fn local_path(store: &OsStr) -> Result<PathBuf, CliError> {
     match place(store)? {
         Place::Native(path) => Ok(path),
-        Place::FileStorage(_) => Err(CliError::WrittenElsewhere { store: shown(store.as_bytes()) }),
+        Place::FileStorage(_) | Place::Zeo(_) => {
+            Err(CliError::WrittenElsewhere { store: shown(store.as_bytes()) })
+        }
     }
 }
 
@@ -128,6 +159,9 @@ pub(super) fn place(store: &OsStr) -> Result<Place, CliError> {
         None => Path::new(store),
     };
     let Ok(meta) = std::fs::metadata(path) else {
+        if let Some(url) = store.to_str().filter(|url| url.starts_with("zeo://")) {
+            return Ok(Place::Zeo(url.to_owned()));
+        }
         return match url_kind(store) {
             Some(kind) => Err(CliError::Unserved { store: name(), kind }),
             None => Ok(Place::Native(path.to_owned())),
@@ -148,6 +182,9 @@ pub(super) fn place(store: &OsStr) -> Result<Place, CliError> {
 /// What a URL means; `None`: it is no URL, but a path.
 fn url_kind(store: &OsStr) -> Option<String> {
     let text = store.to_str()?;
+    if text.starts_with("demo:(") {
+        return Some("a ZODB DemoStorage, one database laid over another".to_owned());
+    }
     let (scheme, _) = text.split_once("://")?;
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
     if scheme.is_empty() || !scheme.chars().all(plain) || scheme == "file" {
@@ -155,7 +192,6 @@ fn url_kind(store: &OsStr) -> Option<String> {
     }
     Some(match scheme {
         "s3" => "a store in an S3 bucket".to_owned(),
-        "zeo" => "a ZODB on a ZEO server".to_owned(),
         "neo" | "neos" => "a ZODB on a NEO cluster".to_owned(),
         other => format!("a URL of the scheme '{other}'"),
     })
@@ -176,7 +212,18 @@ mod tests {
             "s3://bucket/prefix: is a store in an S3 bucket, which this version of revfs does not serve yet: \
              name a directory made by `revfs init`"
         );
-        assert!(refused(OsStr::new("zeo://localhost:8100")).contains("ZEO"));
+        assert_eq!(
+            place(OsStr::new("zeo://:8100?storage=x")).unwrap(),
+            Place::Zeo("zeo://:8100?storage=x".to_owned())
+        );
+        assert!(refused(OsStr::new("zeo://localhost:8100")).contains("written through ZODB"));
+        for url in ["neo://c@host:1/x", "neos://c@host:1/x"] {
+            assert!(
+                refused(OsStr::new(url))
+                    .contains("a ZODB on a NEO cluster, which this version of revfs does not serve")
+            );
+        }
+        assert!(refused(OsStr::new("demo:(zeo://a)/(b.fs)")).contains("DemoStorage"));
         assert!(refused(OsStr::new("gopher://x")).contains("'gopher'"));
     }
 

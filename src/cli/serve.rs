@@ -232,24 +232,7 @@ fn start(plan: &MountPlan, in_background: bool) -> Result<Serving, CliError> {
     let clock = SystemClock::shared();
     let store = open_store(plan, &clock)?;
     let url = store.as_store().info().url.clone();
-    let dir = Arc::new(RuntimeDir::of_user().map_err(ServeError::from)?);
-    let path = absolute_mount_point(&plan.mount_point)
-        .map_err(|source| ServeError::MountPoint { path: plan.mount_point.clone(), source })?;
-    // A mount that a killed server left is cleaned before its path is looked at.
-    clean_dead(&dir, &plan.mount_point, StopLimits::default(), &*clock).map_err(ServeError::from)?;
-    let process = Process::current().map_err(ServeError::from)?;
-    let info = RuntimeInfo {
-        pid: process.pid(),
-        pid_start: process.start(),
-        mount_point: path.clone(),
-        store_url: url.clone(),
-        made_mount_point: false,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
-    // Before the look at the mount point: of two servers that start at once, one takes it as it found it.
-    let mut lock = MountLock::acquire(&dir, info).map_err(ServeError::from)?;
-    let mut mount_point = prepare_mount_point(path)?;
-    lock.update(|info| info.made_mount_point = mount_point.made).map_err(ServeError::from)?;
+    let (lock, mut mount_point) = lock_mount_point(plan, &url, &*clock)?;
     for note in tuning::tune_machine().iter().filter(|note| !note.is_settled()) {
         log::warn!("{note}");
     }
@@ -275,20 +258,7 @@ fn start(plan: &MountPlan, in_background: bool) -> Result<Serving, CliError> {
         .map_err(ServeError::from)?;
     let (major, minor) = mounted.device();
     let dev = MountDev { major, minor };
-    match &plan.peer {
-        None => {
-            let note = tuning::set_read_ahead(dev, plan.read_ahead_bytes >> 10);
-            if !note.is_settled() {
-                log::warn!("{note}");
-            }
-        }
-        // Its clients open the connection to be able to abort it.
-        Some(_) => {
-            if let Err(error) = FuseConnection::open(dev) {
-                log::warn!("clients cannot abort this mount: {error}");
-            }
-        }
-    }
+    tune_mount(plan, dev);
     let threads = server.start().map_err(start_error)?;
     mount_point.kept = true;
     log::info!("serving {url} at {}, head {}", mount_point.path.display(), server.head());
@@ -310,6 +280,48 @@ fn start(plan: &MountPlan, in_background: bool) -> Result<Serving, CliError> {
         runtime,
     };
     Ok(serving)
+}
+
+/// Takes the mount point: its lock first, then a look whether it can be one.
+fn lock_mount_point(
+    plan: &MountPlan,
+    url: &str,
+    clock: &dyn Clock,
+) -> Result<(MountLock, MountPoint), ServeError> {
+    let dir = Arc::new(RuntimeDir::of_user().map_err(ServeError::from)?);
+    let path = absolute_mount_point(&plan.mount_point)
+        .map_err(|source| ServeError::MountPoint { path: plan.mount_point.clone(), source })?;
+    // A mount that a killed server left is cleaned before its path is looked at.
+    clean_dead(&dir, &plan.mount_point, StopLimits::default(), clock).map_err(ServeError::from)?;
+    let process = Process::current().map_err(ServeError::from)?;
+    let info = RuntimeInfo {
+        pid: process.pid(),
+        pid_start: process.start(),
+        mount_point: path.clone(),
+        store_url: url.to_owned(),
+        made_mount_point: false,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    // Before the look at the mount point: of two servers that start at once, one takes it as it found it.
+    let mut lock = MountLock::acquire(&dir, info).map_err(ServeError::from)?;
+    let mount_point = prepare_mount_point(path)?;
+    lock.update(|info| info.made_mount_point = mount_point.made).map_err(ServeError::from)?;
+    Ok((lock, mount_point))
+}
+
+/// What is set on a new mount that is not an option of it.
+fn tune_mount(plan: &MountPlan, dev: MountDev) {
+    if plan.peer.is_some() {
+        // Its clients open the connection to be able to abort it.
+        if let Err(error) = FuseConnection::open(dev) {
+            log::warn!("clients cannot abort this mount: {error}");
+        }
+        return;
+    }
+    let note = tuning::set_read_ahead(dev, plan.read_ahead_bytes >> 10);
+    if !note.is_settled() {
+        log::warn!("{note}");
+    }
 }
 
 /// Clients of WCFS expect a server that was told to end to be gone soon: at SIGQUIT, which is their last word before
@@ -361,6 +373,7 @@ fn open_store(plan: &MountPlan, clock: &Arc<dyn Clock>) -> Result<Opened, CliErr
             let options = DatabaseOptions { cache_bytes: plan.cache_bytes, ..DatabaseOptions::default() };
             return open::open_database(&path, options).map(Opened::Zodb);
         }
+        Place::Zeo(url) => return open::open_zeo(&url, plan.cache_bytes).map(Opened::Zodb),
     };
     let options =
         || OpenOptions { cache_bytes: plan.cache_bytes, clock: Arc::clone(clock), ..OpenOptions::default() };
@@ -410,6 +423,8 @@ struct Target(Arc<Server>);
 impl StopTarget for Target {
     fn refuse_opens(&self) {
         self.0.refuse_opens();
+        // Who waits for a storage that does not answer keeps the mount busy.
+        self.0.store().give_up();
         // A mount with an open link is busy, so it would be told next anyway.
         self.0.close_links("shutting down");
     }

@@ -19,19 +19,20 @@ use fuser::{
     WriteFlags,
 };
 
-use super::face::{FsError, errno, read_errno};
+use super::face::{FsError, errno};
 use super::handles::{DirHandle, Handle, Handles, TextHandle};
 use super::inodes::Key;
 use super::links;
 use super::mount::DiskSpace;
 use super::peer::PeerFile;
+use super::requests::Needs;
 use super::tree::{Kind, Stat, Tree, UNKNOWN_INO};
-use crate::server::{FileView, HeadReadError, ReadBytes, Stats};
+use crate::server::{FileView, Stats};
 use crate::store::NAME_BYTES_MAX;
 use crate::view::{self, Seek};
 
 /// Numbers are never given again, so there is one generation.
-const GENERATION: Generation = Generation(0);
+pub(super) const GENERATION: Generation = Generation(0);
 /// One READ for a block of the default size, bytes.
 const READ_BYTES_MAX: u32 = 2 << 20;
 /// READs parked on a slow storage count against it; when it is full no other file is read ahead.
@@ -40,8 +41,8 @@ const BACKGROUND_MAX: u16 = 8192;
 pub(super) const READAHEAD_BYTES: u32 = 16 << 20;
 /// `O_NONBLOCK` of a descriptor.
 const NON_BLOCKING: i32 = nix::libc::O_NONBLOCK;
-const XATTR_TID: &str = "user.revfs.tid";
-const XATTR_FILE: &str = "user.revfs.file";
+pub(super) const XATTR_TID: &str = "user.revfs.tid";
+pub(super) const XATTR_FILE: &str = "user.revfs.file";
 
 /// Who owns what is shown.
 #[derive(Clone, Copy, Debug)]
@@ -51,16 +52,17 @@ pub(super) struct Owner {
 }
 
 /// Answers the kernel.
+#[derive(Clone)]
 pub(super) struct Glue {
     pub(super) tree: Arc<Tree>,
-    pub(super) handles: Handles,
+    pub(super) handles: Arc<Handles>,
     pub(super) owner: Owner,
     pub(super) disk_space: Arc<dyn Fn() -> DiskSpace + Send + Sync>,
     pub(super) readahead_bytes: u32,
 }
 
 impl Glue {
-    fn attr(&self, ino: u64, stat: &Stat) -> FileAttr {
+    pub(super) fn attr(&self, ino: u64, stat: &Stat) -> FileAttr {
         let time = UNIX_EPOCH.checked_add(Duration::from_nanos(stat.time_unix_ns)).unwrap_or(UNIX_EPOCH);
         let kind = match stat.kind {
             Kind::Dir => FileType::Directory,
@@ -87,7 +89,7 @@ impl Glue {
     }
 
     /// The errno of a request; a failure of the store is logged here, once.
-    fn refuse(&self, request: &str, ino: INodeNo, error: &FsError) -> Errno {
+    pub(super) fn refuse(&self, request: &str, ino: INodeNo, error: &FsError) -> Errno {
         if error.is_failure() {
             Stats::add(&self.tree.server().stats().request_errors, 1);
             let key = self.tree.key(ino.0);
@@ -146,7 +148,7 @@ impl Glue {
     }
 
     /// Adds entries from position `offset` on until the answer is full. Positions 0 and 1 are `.` and `..`.
-    fn read_dir(
+    pub(super) fn read_dir(
         &self,
         ino: u64,
         fh: FileHandle,
@@ -185,7 +187,7 @@ impl Glue {
     }
 
     /// The file that an inode shows, if it is one with extended attributes: only data files have them.
-    fn attributed(&self, ino: u64) -> Result<Option<FileView>, FsError> {
+    pub(super) fn attributed(&self, ino: u64) -> Result<Option<FileView>, FsError> {
         match self.tree.view(ino) {
             Ok(view) => Ok(Some(view)),
             Err(FsError::IsADirectory | FsError::BadHandle) => Ok(None),
@@ -193,7 +195,7 @@ impl Glue {
         }
     }
 
-    fn xattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>, FsError> {
+    pub(super) fn xattr(&self, ino: u64, name: &OsStr) -> Result<Vec<u8>, FsError> {
         // The kernel asks for others by itself; those cost no look at the store.
         let name = name.to_str().filter(|name| [XATTR_TID, XATTR_FILE].contains(name));
         let view = name.map_or(Ok(None), |_| self.attributed(ino))?;
@@ -204,7 +206,7 @@ impl Glue {
         }
     }
 
-    fn seek(&self, ino: u64, fh: FileHandle, offset: i64, whence: i32) -> Result<u64, FsError> {
+    pub(super) fn seek(&self, ino: u64, fh: FileHandle, offset: i64, whence: i32) -> Result<u64, FsError> {
         let offset = u64::try_from(offset).map_err(|_| FsError::BeyondEnd)?;
         let what = match u32::try_from(whence) {
             Ok(SEEK_DATA) => Seek::Data,
@@ -230,33 +232,6 @@ impl Glue {
 // `lseek(2)` on Linux.
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
-
-/// Answers a READ of file data.
-fn answer_read(tree: &Tree, ino: INodeNo, result: Result<ReadBytes, HeadReadError>, reply: ReplyData) {
-    let server = tree.server();
-    match result {
-        Ok(bytes) => {
-            Stats::add(&server.stats().read_bytes, bytes.len() as u64);
-            reply.data(&bytes);
-        }
-        Err(HeadReadError::Read(error)) => {
-            Stats::add(&server.stats().read_errors, 1);
-            log::error!("READ of {:?} failed at head @{}: {error}", tree.key(ino.0), server.head());
-            reply.error(read_errno(&error));
-        }
-        // Told in the log once for the process, not once a page.
-        Err(HeadReadError::Barred) => reply.error(Errno::EIO),
-    }
-}
-
-/// Answers a request for an extended attribute or the list of them.
-fn answer_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
-    match u32::try_from(value.len()) {
-        Ok(len) if size == 0 => reply.size(len),
-        Ok(len) if len <= size => reply.data(value),
-        _ => reply.error(Errno::ERANGE),
-    }
-}
 
 #[allow(clippy::too_many_arguments)] // fuser's trait
 impl Filesystem for Glue {
@@ -288,13 +263,7 @@ impl Filesystem for Glue {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         Stats::add(&self.tree.server().stats().lookups, 1);
-        match self.tree.lookup(parent.0, name.as_bytes()) {
-            Ok(found) => {
-                let attr = self.attr(found.ino, &found.stat);
-                reply.entry_with_ttls(&found.stat.ttl, &found.entry_ttl, &attr, GENERATION);
-            }
-            Err(error) => reply.error(self.refuse("LOOKUP", parent, &error)),
-        }
+        self.looked_up(parent, name, reply);
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
@@ -302,17 +271,11 @@ impl Filesystem for Glue {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        match self.tree.stat(ino.0) {
-            Ok(stat) => reply.attr(&stat.ttl, &self.attr(ino.0, &stat)),
-            Err(error) => reply.error(self.refuse("GETATTR", ino, &error)),
-        }
+        self.run(Needs::File(ino), move |glue| glue.answer_getattr(ino, reply));
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.tree.link_target(ino.0) {
-            Ok(target) => reply.data(target.as_bytes()),
-            Err(error) => reply.error(self.refuse("READLINK", ino, &error)),
-        }
+        self.run(Needs::Content(ino), move |glue| glue.answer_readlink(ino, reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -364,21 +327,8 @@ impl Filesystem for Glue {
                 Err(error) => reply.error(self.refuse("READ", ino, &error)),
             };
         }
-        let (tree, server) = (Arc::clone(&self.tree), self.tree.server());
-        let key = tree.key(ino.0);
-        if let Ok(Key::HeadFile(file)) = key {
-            let answer = move |result| answer_read(&tree, ino, result, reply);
-            return server.read_head(file, (offset, len), req.pid(), answer);
-        }
-        match tree.view(ino.0) {
-            Ok(view) => {
-                let rev = if let Ok(Key::RevFile(_, rev)) = key { rev } else { view.meta.rev };
-                server.read_rev((&view, rev), (offset, len), move |result| {
-                    answer_read(&tree, ino, result, reply)
-                })
-            }
-            Err(error) => reply.error(self.refuse("READ", ino, &error)),
-        }
+        let thread = req.pid();
+        self.run(Needs::File(ino), move |glue| glue.answer_data(ino, (offset, len), thread, reply));
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
@@ -422,11 +372,8 @@ impl Filesystem for Glue {
         }
     }
 
-    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        match self.read_dir(ino.0, fh, offset, &mut reply) {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(self.refuse("READDIR", ino, &error)),
-        }
+    fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.run(Needs::Content(ino), move |glue| glue.answer_readdir(ino, fh, offset, reply));
     }
 
     fn releasedir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
@@ -448,18 +395,12 @@ impl Filesystem for Glue {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        match self.xattr(ino.0, name) {
-            Ok(value) => answer_xattr(&value, size, reply),
-            Err(error) => reply.error(self.refuse("GETXATTR", ino, &error)),
-        }
+        let name = name.to_owned();
+        self.run(Needs::File(ino), move |glue| glue.answer_getxattr(ino, &name, size, reply));
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        match self.attributed(ino.0) {
-            Ok(Some(_)) => answer_xattr(format!("{XATTR_TID}\0{XATTR_FILE}\0").as_bytes(), size, reply),
-            Ok(None) => answer_xattr(&[], size, reply),
-            Err(error) => reply.error(self.refuse("LISTXATTR", ino, &error)),
-        }
+        self.run(Needs::File(ino), move |glue| glue.answer_listxattr(ino, size, reply));
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
@@ -478,10 +419,7 @@ impl Filesystem for Glue {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        match self.seek(ino.0, fh, offset, whence) {
-            Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
-            Err(error) => reply.error(self.refuse("LSEEK", ino, &error)),
-        }
+        self.run(Needs::File(ino), move |glue| glue.answer_lseek(ino, fh, (offset, whence), reply));
     }
 
     fn ioctl(

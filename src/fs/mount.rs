@@ -206,7 +206,7 @@ pub fn mount(
     let local_root = server.store().info().local_root.clone();
     let glue = Glue {
         tree: Arc::clone(&tree),
-        handles: Handles::default(),
+        handles: Arc::new(Handles::default()),
         owner: Owner {
             uid: options.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),
             gid: options.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),

@@ -13,6 +13,7 @@ pub mod objects;
 pub mod pickle;
 pub mod storage;
 mod verify;
+pub mod zeo;
 mod database;
 
 use std::fmt;

@@ -138,11 +138,11 @@ class Database:
         """Context with the root as of a tid."""
         return root_at(self._db, tid)
 
-    def start_zeo(self, address=None):
+    def start_zeo(self, address=None, msgpack=False):
         """Puts a ZEO server before the file and goes through it from now on. Returns its address.
 
         The address is HOST:PORT or the path of a socket; without one it is that of the time before, or a free port of
-        this machine.
+        this machine. Its messages are pickles, or MessagePack.
         """
         if self._zeo is not None:
             raise FixtureError(f"the ZEO server runs already, at {self._zeo_address}")
@@ -151,7 +151,7 @@ class Database:
             raise FixtureError(f"somebody answers at {address} already")
         self._close()
         try:
-            self._zeo = ZeoServer(self.path, address)
+            self._zeo = ZeoServer(self.path, address, msgpack)
             self._zeo_address = address
             self._open()
         except BaseException:
@@ -160,10 +160,12 @@ class Database:
             raise
         return address
 
-    def stop_zeo(self):
-        """Ends the ZEO server and opens the file directly."""
+    def stop_zeo(self, kill=False):
+        """Ends the ZEO server and opens the file directly. `kill`: it has no time for anything."""
         if self._zeo is None:
             raise FixtureError("no ZEO server runs")
+        if kill:
+            self._zeo.kill()
         self._close()
         self._stop_zeo()
         self._open()
@@ -177,11 +179,12 @@ class Database:
 class ZeoServer:
     """A ZEO server in a process of its own, which answers once this is made."""
 
-    def __init__(self, path, address):
+    def __init__(self, path, address, msgpack=False):
         self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ZEO.runzeo", "-a", address, "-f", path],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._log, preexec_fn=end_with_parent)
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._log, preexec_fn=end_with_parent,
+            env={**os.environ, "ZEO_MSGPACK": "y" if msgpack else ""})
         try:
             self._wait(address)
         except BaseException:
@@ -198,6 +201,11 @@ class ZeoServer:
             if time.monotonic() > deadline:
                 raise FixtureError(f"the ZEO server does not answer at {address} after {ZEO_SECONDS} s")
             time.sleep(0.02)
+
+    def kill(self):
+        """Ends the server at once."""
+        self._process.kill()
+        self._process.wait()
 
     def stop(self):
         """Ends the server: it has ended when this returns."""

@@ -9,6 +9,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -202,6 +203,15 @@ def compare(asked, path, tids):
     return compared
 
 
+def greeting(path):
+    """The first message of a server at a socket."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.settimeout(END_SECONDS)
+        server.connect(path)
+        with server.makefile("rb") as stream:
+            return stream.read(int.from_bytes(stream.read(4), "big"))
+
+
 def check_serve(folder):
     """Answers, directly and through ZEO, agree with the manifest; undo brings back what was; a pack keeps the head."""
     path = folder / "served.fs"
@@ -230,8 +240,14 @@ def check_serve(folder):
         asked.ask("zeo stop", "stopped")
         asked.ask("pack", "packed ")
         asked.ask("undo", "error: ")
-        socket = asked.ask(f"zeo start {folder}/zeo.sock", "zeo ")
-        expect(os.path.exists(socket), "ZEO listens at a socket")
+        place = asked.ask(f"zeo start {folder}/zeo.sock", "zeo ")
+        expect(os.path.exists(place), "ZEO listens at a socket")
+        asked.ask("zeo kill", "killed")
+        after = [asked.ask("commit", "tid ")]
+        asked.ask(f"zeo start {folder}/zeo.sock msgpack", "zeo ")
+        expect(greeting(place) == b"M5", "ZEO speaks in MessagePack")
+        after.append(asked.ask("commit", "tid "))
+        compared += compare(asked, path, after)
         asked.ask("quit", "bye")
         expect(asked.process.wait() == 0, "quit ends it with 0")
     print(f"ok: serve, {compared} blocks compared")

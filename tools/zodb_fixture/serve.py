@@ -20,9 +20,11 @@ commands on stdin, one a line, and their answers:
   files [TID]           files NAME=OID ...
   size FILE TID         size BYTES
   sha FILE TID BLOCK    sha SHA256      the block as of TID, zero-padded, read through ZODB; a hole is zeros
-  zeo start [ADDRESS]   zeo ADDRESS     a ZEO server at HOST:PORT or a socket's path (with a /); default: the address
-                                        of the time before, or a free port. Commits then go through it.
+  zeo start [ADDRESS [msgpack]]         a ZEO server at HOST:PORT or a socket's path (with a /); default: the address
+                        zeo ADDRESS     of the time before, or a free port. Commits then go through it. It speaks in
+                                        pickles, or in MessagePack.
   zeo stop              stopped         back to the file itself
+  zeo kill              killed          the same, but the server ends by SIGKILL
   quit                  bye             the end of stdin does the same without an answer
 The first lines of all are `seed N` and `ready TID`. A command that fails is answered by `error: CAUSE`.
 TID and OID are 16 hex digits; the TID of a command may also be `head`."""
@@ -67,7 +69,7 @@ class Session:
             "files": (self._files, 0, 1),
             "size": (self._size, 2, 2),
             "sha": (self._sha, 3, 3),
-            "zeo": (self._zeo, 1, 2),
+            "zeo": (self._zeo, 1, 3),
         }
 
     def run(self, words):
@@ -113,13 +115,13 @@ class Session:
         with self._at(tid) as root:
             return f"sha {find(root, name).sha(number)}"
 
-    def _zeo(self, action, address=None):
-        if action == "start":
-            return f"zeo {self._database.start_zeo(address)}"
-        if action == "stop" and address is None:
-            self._database.stop_zeo()
-            return "stopped"
-        raise FixtureError("usage: zeo start [ADDRESS], or zeo stop")
+    def _zeo(self, action, address=None, coding="pickle"):
+        if action == "start" and coding in ("pickle", "msgpack"):
+            return f"zeo {self._database.start_zeo(address, coding == 'msgpack')}"
+        if action in ("stop", "kill") and address is None:
+            self._database.stop_zeo(action == "kill")
+            return "stopped" if action == "stop" else "killed"
+        raise FixtureError("usage: zeo start [ADDRESS [msgpack]], zeo stop, or zeo kill")
 
     def _at(self, tid):
         return self._database.at(self._database.head() if tid == "head" else parse_tid(tid))

@@ -81,13 +81,25 @@ impl Recorded {
     }
 }
 
+/// The files that were found.
+#[derive(Debug, Default)]
+struct Known {
+    files: BTreeSet<Oid>,
+    /// Those of the transactions up to here; `None`: nobody looked.
+    at: Option<Tid>,
+    /// How often all was read anew.
+    round: u64,
+}
+
 /// A ZODB database.
 pub struct Database {
     info: StoreInfo,
     nodes: Nodes,
     head: AtomicU64,
-    /// All files, once somebody asked. Held while records are read: no other lock is taken under it.
-    files: Mutex<Option<BTreeSet<Oid>>>,
+    /// All files, once somebody asked. Leaf lock.
+    files: Mutex<Known>,
+    /// Held by who looks for files, while records are read: only who looks for them too waits. Taken before `files`.
+    looking: Mutex<()>,
     /// The trees of files that commits were asked of, as of the newest that was told of each. Leaf lock: who takes
     /// trees on has taken them out.
     trees: Mutex<HashMap<Oid, FileTree>>,
@@ -133,7 +145,8 @@ impl Database {
             info,
             nodes,
             head,
-            files: Mutex::new(None),
+            files: Mutex::default(),
+            looking: Mutex::new(()),
             trees: Mutex::default(),
             recorded: RwLock::default(),
         }
@@ -149,15 +162,40 @@ impl Database {
         &self.nodes
     }
 
-    /// All objects that are files, or were before they were deleted, ascending. The first call looks at each object.
+    /// All objects that are files, or were before they were deleted, ascending. The first call looks at each object, which
+    /// takes a while; commits go on meanwhile.
     ///
     /// # Errors
     /// The storage does not answer. A record that cannot be read is no file, and the log says so.
     pub fn files(&self) -> Result<BTreeSet<Oid>, ZodbError> {
-        let mut known = lock(&self.files);
-        if let Some(files) = &*known {
-            return Ok(files.clone());
+        let _one_at_a_time = lock(&self.looking);
+        let (round, mut files, from) = {
+            let known = lock(&self.files);
+            (known.round, known.files.clone(), known.at)
+        };
+        let to = self.storage().last_tid();
+        match from {
+            None => files = self.all_files()?,
+            Some(from) if from < to => {
+                for transaction in self.storage().transactions(from, to)? {
+                    for record in transaction?.records {
+                        if !files.contains(&record.oid) && self.was_file(record.oid)? {
+                            files.insert(record.oid);
+                        }
+                    }
+                }
+            }
+            Some(_) => return Ok(files),
         }
+        let mut known = lock(&self.files);
+        // Else all was read anew meanwhile, and the next call looks again.
+        if known.round == round {
+            (known.files, known.at) = (files.clone(), Some(to));
+        }
+        Ok(files)
+    }
+
+    fn all_files(&self) -> Result<BTreeSet<Oid>, ZodbError> {
         let (mut files, mut unread) = (BTreeSet::new(), 0u64);
         for oid in self.storage().oids() {
             let oid = oid?;
@@ -176,7 +214,6 @@ impl Database {
         if unread > 1 {
             log::warn!("{}: {unread} objects cannot be read, `revfs verify` lists them", self.info.url);
         }
-        *known = Some(files.clone());
         Ok(files)
     }
 
@@ -192,22 +229,9 @@ impl Database {
     }
 
     fn refresh_now(&self) -> Result<Tid, ZodbError> {
-        let refreshed = self.storage().refresh()?;
-        match refreshed {
-            Refreshed::Nothing => {}
-            Refreshed::Grown { from, to } => {
-                let mut known = lock(&self.files);
-                if let Some(files) = &mut *known {
-                    for transaction in self.storage().transactions(from, to)? {
-                        for record in transaction?.records {
-                            if self.was_file(record.oid)? {
-                                files.insert(record.oid);
-                            }
-                        }
-                    }
-                }
-            }
-            Refreshed::Anew { .. } => *lock(&self.files) = None,
+        if let Refreshed::Anew { .. } = self.storage().refresh()? {
+            let mut known = lock(&self.files);
+            *known = Known { round: known.round + 1, ..Known::default() };
         }
         let last = self.storage().last_tid().raw();
         let before = self.head.fetch_max(last, Ordering::SeqCst);

@@ -209,6 +209,7 @@ impl Nodes {
                         return Err(ZodbError::Structure { oid: root, at, what });
                     }
                     let (first, last) = (*next.keys.start(), *next.keys.end());
+                    let behind = ahead.len();
                     for (index, child) in inner.children.iter().enumerate().rev() {
                         // Keys below the first are under the first child.
                         let low = index.checked_sub(1).and_then(|before| inner.keys.get(before));
@@ -218,6 +219,10 @@ impl Nodes {
                             let (by, depth) = (next.oid, next.depth + 1);
                             ahead.push(Ahead { oid: child.oid, by, keys: low..=high, rev, depth });
                         }
+                    }
+                    if self.storage.is_remote() && ahead.len() > behind + 1 {
+                        let children: Vec<Oid> = ahead[behind..].iter().map(|child| child.oid).collect();
+                        self.storage.prefetch(&children, at);
                     }
                 }
                 _ => visit(LeafView { rev, entries: &[] })?,

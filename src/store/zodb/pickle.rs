@@ -135,11 +135,17 @@ pub struct Pickles<'a> {
     stack: Vec<ValueId>,
     marks: Vec<usize>,
     opcodes: usize,
+    opcodes_max: usize,
 }
 
 impl<'a> Pickles<'a> {
     /// The pickles of `record`; none is read yet.
     pub fn new(record: &'a [u8]) -> Pickles<'a> {
+        Pickles::with_opcodes_max(record, OPCODES_MAX)
+    }
+
+    /// The same, for what may have another number of opcodes than a record.
+    pub fn with_opcodes_max(record: &'a [u8], opcodes_max: usize) -> Pickles<'a> {
         Pickles {
             cursor: Cursor::new(record),
             arena: Arena::default(),
@@ -148,6 +154,7 @@ impl<'a> Pickles<'a> {
             stack: Vec::new(),
             marks: Vec::new(),
             opcodes: 0,
+            opcodes_max,
         }
     }
 

@@ -14,6 +14,7 @@ use revfs_protocol::Tid;
 
 use super::Oid;
 use super::filestorage::{self, FileStorage, FileStorageError};
+use super::zeo::ZeoError;
 
 /// The state of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +63,7 @@ impl Transaction {
 pub struct Written {
     /// Whose state it is.
     pub oid: Oid,
-    /// Length of its data, bytes; 0: it has none of its own, as a deletion, or what an undo brought back.
+    /// Length of its data, bytes; 0: it has none of its own, as a deletion, or what an undo brought back; or a server did not say.
     pub data_len: u64,
 }
 
@@ -93,6 +94,9 @@ pub enum StorageError {
     /// A FileStorage.
     #[error(transparent)]
     File(#[from] FileStorageError),
+    /// A ZEO server.
+    #[error(transparent)]
+    Zeo(#[from] ZeoError),
 }
 
 impl StorageError {
@@ -105,6 +109,7 @@ impl StorageError {
     pub fn is_damage(&self) -> bool {
         match self {
             StorageError::File(error) => error.damage().is_some(),
+            StorageError::Zeo(error) => error.is_damage(),
         }
     }
 }
@@ -186,6 +191,7 @@ pub trait Storage: Send + Sync + Debug {
         at: Tid,
         visit: &mut dyn FnMut(usize, Option<(Tid, &[u8])>),
     ) -> Result<(), StorageError> {
+        self.prefetch(oids, at);
         for (number, oid) in oids.iter().enumerate() {
             match self.load(*oid, at)? {
                 Some(loaded) => visit(number, Some((loaded.serial, &loaded.data))),
@@ -194,6 +200,10 @@ pub trait Storage: Send + Sync + Debug {
         }
         Ok(())
     }
+
+    /// These are asked for next, as of `at`: what has to be fetched from a server is fetched at once. What fails is told by the
+    /// load that follows.
+    fn prefetch(&self, _oids: &[Oid], _at: Tid) {}
 
     /// The newest state of an object that exists, or of one that was deleted the last before that. None if there is none.
     ///

@@ -20,8 +20,8 @@ impl<'a> Pickles<'a> {
             let at = self.cursor.at();
             let opcode = self.cursor.byte("a pickle")?;
             self.opcodes += 1;
-            if self.opcodes > OPCODES_MAX {
-                return Err(PickleError::TooMany { at, what: "opcodes", max: OPCODES_MAX });
+            if self.opcodes > self.opcodes_max {
+                return Err(PickleError::TooMany { at, what: "opcodes", max: self.opcodes_max });
             }
             if opcode == op::STOP {
                 return self.stop(at);
