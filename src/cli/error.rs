@@ -180,7 +180,7 @@ fn of_look(error: &LookError) -> ExitCode {
 
 fn of_commit(error: &CommitError) -> ExitCode {
     match error {
-        CommitError::Conflict { .. } => ExitCode::Conflict,
+        CommitError::Conflict { .. } | CommitError::CopyTooLate { .. } => ExitCode::Conflict,
         CommitError::Name(_) => ExitCode::Usage,
         CommitError::Exists { .. } | CommitError::IsDirectory { .. } | CommitError::NotADirectory { .. } => {
             ExitCode::Exists
