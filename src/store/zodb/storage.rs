@@ -158,6 +158,14 @@ pub trait Storage: Send + Sync + Debug {
     /// As [`Storage::load`].
     fn peek(&self, oid: Oid, at: Tid) -> Result<Option<Peeked>, StorageError>;
 
+    /// Where the record is that has the data of that state, bytes; none if the storage has no such places.
+    ///
+    /// # Errors
+    /// As [`Storage::load`].
+    fn position(&self, _oid: Oid, _at: Tid) -> Result<Option<u64>, StorageError> {
+        Ok(None)
+    }
+
     /// The newest state of an object that exists, or of one that was deleted the last before that. None if there is none.
     ///
     /// # Errors
@@ -271,6 +279,10 @@ impl Storage for FileStorage {
 
     fn peek(&self, oid: Oid, at: Tid) -> Result<Option<Peeked>, StorageError> {
         Ok(self.peek(oid, at)?.map(Peeked::from))
+    }
+
+    fn position(&self, oid: Oid, at: Tid) -> Result<Option<u64>, StorageError> {
+        Ok(self.position(oid, at)?)
     }
 
     fn peek_last(&self, oid: Oid) -> Result<Option<Peeked>, StorageError> {
