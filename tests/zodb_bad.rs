@@ -225,6 +225,8 @@ fn an_empty_database_has_nothing_in_it() {
     assert!(place.ok(&["verify", "Data.fs"]).starts_with("whole: 0 transactions and 0 records, 0 files"));
     place.ok(&["diff", "Data.fs", "head", "head"]);
     place.fails(&["cat", "Data.fs", &name(1)], 3, "does not exist");
+    place.ok(&["init", "s"]);
+    assert!(place.ok(&["import", "Data.fs", "s", "--verify"]).starts_with("imported 0 commits"));
     if no_fuse("an_empty_database_has_nothing_in_it") {
         return;
     }
@@ -330,4 +332,11 @@ fn a_packed_database_is_told_as_far_as_it_goes() {
     place.fails(&["ls", "Data.fs", &name(TID - 1)], 3, "was packed away from");
     assert!(place.ok(&["ls", "Data.fs", &name(TID)]).contains(&name(1)));
     assert!(!place.ok(&["du", "Data.fs"]).contains("on disk"));
+    // The state that was left whole is one commit, and what came after follows.
+    place.ok(&["import", "Data.fs", "s", "--verify"]);
+    let log = place.ok(&["log", "s"]);
+    assert!(log.contains("the oldest state that a pack of the source left whole"), "{log}");
+    for (at, text) in [(TID, b"old"), (HUGE_TID, b"new"), (0x30, b"new")] {
+        assert_eq!(place.bytes(&["cat", "s", &name(1), "--at", &name(at)])[..3], *text);
+    }
 }

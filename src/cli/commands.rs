@@ -40,6 +40,7 @@ pub(super) fn run(command: Command) -> Result<ExitCode, CliError> {
     let done = match command {
         Command::Init(args) => init(&args),
         Command::Commit(args) => commit(args),
+        Command::Import(args) => return super::import::import(&args),
         Command::Mv(args) => mv(&args),
         Command::Rm(args) => rm(args),
         Command::Tag(args) => tag(&args),
@@ -62,7 +63,7 @@ pub(super) fn run(command: Command) -> Result<ExitCode, CliError> {
     done.map(|()| ExitCode::Ok)
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(RUNTIME_THREADS).thread_name("revfs-rt").enable_time();
     builder.build().map_err(|source| CliError::Runtime { source })

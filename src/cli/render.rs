@@ -6,6 +6,7 @@ use revfs_protocol::{BlockSize, format_size};
 
 use crate::ops::data::shown;
 use crate::ops::diff::{Change, DiffEntry};
+use crate::ops::import::Imported;
 use crate::ops::log::{LogEntry, LogFile, TagEntry};
 use crate::ops::ls::{Du, LsEntry};
 use crate::store::Finding;
@@ -206,6 +207,21 @@ pub(super) fn verify(report: &VerifyReport) -> String {
     let what = format!("{} and {}", count(report.records, "commit record"), count(report.packs, "pack"));
     let read = format!("{} of blocks read", format_size(report.bytes));
     verified(&report.findings, 0, &format!("{what} up to @{}, {read}", report.head))
+}
+
+/// What was imported.
+pub(super) fn imported(done: &Imported) -> String {
+    let made = count(done.commits, "commit");
+    let before = match done.commits_before {
+        0 => String::new(),
+        known => format!(" after {known} that were there"),
+    };
+    let lost = match done.not_verified {
+        0 => String::new(),
+        lost => format!("; {lost} from before a pack of the source cannot be compared any more"),
+    };
+    let (bytes, verified) = (format_size(done.bytes), count(done.verified, "commit"));
+    format!("imported {made}{before}, {bytes} of blocks, up to @{}; {verified} compared{lost}\n", done.tid)
 }
 
 pub(super) fn verify_database(report: &DatabaseReport) -> String {
