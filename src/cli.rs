@@ -10,6 +10,7 @@ mod commands;
 mod error;
 mod exit;
 mod fstab;
+mod import;
 mod logger;
 pub mod mount;
 mod open;

@@ -1,4 +1,4 @@
-//! What each command does, without printing: commit from files, renames, tags, history, differences, bytes.
+//! What each command does, without printing: commit from files, imports, renames, tags, history, differences, bytes.
 //!
 //! Invariant: nothing here writes to stdout or stderr, parses arguments or knows of exit codes. Each operation
 //! answers plain data in the words of the product, ready for `--json`, or an error with fields. Revisions come
@@ -10,6 +10,7 @@ pub mod commit;
 pub mod data;
 pub mod diff;
 pub mod edit;
+pub mod import;
 pub mod log;
 pub mod ls;
 mod runs;

@@ -17,6 +17,7 @@ use crate::store::check_path;
 use crate::store::native::FORMAT_VERSION;
 
 use super::exit::ExitCode;
+use super::import::ImportArgs;
 use super::mount::{MountArgs, StatusArgs, UmountArgs};
 use super::watch::WatchArgs;
 
@@ -72,6 +73,8 @@ pub enum Command {
     Init(InitArgs),
     /// Commit files, all at once or none
     Commit(CommitArgs),
+    /// Copy the history of files of a ZODB database into a store
+    Import(ImportArgs),
     /// Rename a file or directory of a store
     Mv(MvArgs),
     /// Remove files from the newest revision
@@ -447,7 +450,7 @@ pub struct CompletionsArgs {
 pub struct Name(pub Vec<u8>);
 
 /// Why an argument is refused.
-type Refused = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type Refused = Box<dyn std::error::Error + Send + Sync>;
 
 fn name(text: OsString) -> Result<Name, Refused> {
     let bytes = text.into_vec();

@@ -16,7 +16,7 @@ use crate::ops::commit::{CommitRequest, Committed};
 use crate::ops::edit::Note;
 use crate::ops::log::LogQuery;
 use crate::store::native::{FORMAT_VERSION, InitOptions, NativeStore, VerifyOptions, VerifyReport};
-use crate::store::zodb::DatabaseReport;
+use crate::store::zodb::{DatabaseReport, Oid};
 use crate::store::{Codec, ReadError, ReadTxn, Store};
 use crate::view;
 
@@ -40,15 +40,16 @@ pub(super) fn run(command: Command) -> Result<ExitCode, CliError> {
     let done = match command {
         Command::Init(args) => init(&args),
         Command::Commit(args) => commit(args),
+        Command::Import(args) => return super::import::import(&args),
         Command::Mv(args) => mv(&args),
         Command::Rm(args) => rm(args),
         Command::Tag(args) => tag(&args),
         Command::Log(args) => log(args),
         Command::Tags(args) => tags(&args),
-        Command::Du(args) => du(&args),
-        Command::Ls(args) => ls(&args),
+        Command::Du(args) => return du(&args),
+        Command::Ls(args) => return ls(&args),
         Command::Cat(args) => cat(&args),
-        Command::Diff(args) => diff(&args),
+        Command::Diff(args) => return diff(&args),
         Command::Verify(args) => return verify(&args),
         Command::Mount(args) => {
             let plan = MountPlan::new(&args).map_err(|source| ServeError::Start { source })?;
@@ -62,7 +63,7 @@ pub(super) fn run(command: Command) -> Result<ExitCode, CliError> {
     done.map(|()| ExitCode::Ok)
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(RUNTIME_THREADS).thread_name("revfs-rt").enable_time();
     builder.build().map_err(|source| CliError::Runtime { source })
@@ -185,10 +186,11 @@ fn tag(args: &TagArgs) -> Result<(), CliError> {
 }
 
 fn log(args: LogArgs) -> Result<(), CliError> {
-    let store = open::open_any(&args.store)?.as_store();
+    let opened = open::open_any(&args.store)?;
+    let store = opened.as_store();
     let since = args.since.as_ref().map(|rev| at(&store, rev)).transpose()?;
-    let query =
-        LogQuery { name: args.name.map(|name| name.0), limit: args.limit, since: since.unwrap_or(Tid::ZERO) };
+    let name = args.name.map(|name| opened.name(&name.0, store.head())).transpose()?;
+    let query = LogQuery { name, limit: args.limit, since: since.unwrap_or(Tid::ZERO) };
     let mut output = Output::new(args.json.json);
     let mut failed = None;
     ops::log::log(&store, &query, &mut |entry| match output.put(&entry, render::log) {
@@ -198,10 +200,17 @@ fn log(args: LogArgs) -> Result<(), CliError> {
             ControlFlow::Break(())
         }
     })?;
-    match failed {
-        Some(error) => Err(error),
-        None => output.finish(),
+    if let Some(error) = failed {
+        return Err(error);
     }
+    output.finish()?;
+    if let Opened::Zodb(database) = &opened {
+        let oldest = database.oldest().map_err(ReadError::from)?;
+        if oldest > query.since && query.limit.is_none() {
+            say(&format!("note: what was committed up to @{oldest} was packed away"));
+        }
+    }
+    Ok(())
 }
 
 fn tags(args: &TagsArgs) -> Result<(), CliError> {
@@ -211,32 +220,47 @@ fn tags(args: &TagsArgs) -> Result<(), CliError> {
     output.finish()
 }
 
-fn du(args: &DuArgs) -> Result<(), CliError> {
-    let store = open::open_any(&args.store)?.as_store();
-    let txn = ReadTxn::head(&store);
-    let name = args.name.as_ref().map(|name| name.0.as_slice());
+fn du(args: &DuArgs) -> Result<ExitCode, CliError> {
+    let opened = open::open_any(&args.store)?;
+    let txn = ReadTxn::head(&opened.as_store());
+    let name = args.name.as_ref().map(|name| opened.name(&name.0, txn.at())).transpose()?;
     let mut output = Output::new(args.json.json);
-    output.put(&ops::ls::du(&txn, name)?, render::du)?;
-    output.finish()
+    let du = ops::ls::du(&txn, name.as_deref())?;
+    output.put(&du, render::du)?;
+    output.finish()?;
+    Ok(told(&du.damaged))
 }
 
-fn ls(args: &LsArgs) -> Result<(), CliError> {
+/// Says what is wrong with files that are left out.
+fn told(damaged: &[ReadError]) -> ExitCode {
+    damaged.iter().for_each(|error| say(&format!("error: {error}")));
+    if damaged.is_empty() { ExitCode::Ok } else { ExitCode::Damaged }
+}
+
+fn ls(args: &LsArgs) -> Result<ExitCode, CliError> {
     let opened = open::open_any(&args.store)?;
     let txn = txn_at(&opened.as_store(), &args.rev)?;
-    let files = ops::ls::ls(&txn)?;
-    if files.is_empty() && opened.native().is_none() {
+    let ops::ls::Listing { mut files, damaged } = ops::ls::ls(&txn)?;
+    if let Opened::Zodb(database) = &opened {
+        let mut paths = database.root_paths(txn.at()).map_err(ReadError::from)?;
+        for file in &mut files {
+            file.root_path = paths.remove(&Oid::from(file.file));
+        }
+    }
+    if files.is_empty() && damaged.is_empty() && opened.native().is_none() {
         let store = ops::data::shown(args.store.as_bytes());
         say(&format!("note: {store}: has no ZBigFile at @{}", txn.at()));
     }
     let mut output = Output::new(args.json.json);
     output.put_all(&files, render::ls)?;
-    output.finish()
+    output.finish()?;
+    Ok(told(&damaged))
 }
 
 fn cat(args: &CatArgs) -> Result<(), CliError> {
-    let store = open::open_any(&args.store)?.as_store();
-    let txn = txn_at(&store, &args.at)?;
-    let meta = ops::cat::find(&txn, &args.name.0)?;
+    let opened = open::open_any(&args.store)?;
+    let txn = txn_at(&opened.as_store(), &args.at)?;
+    let meta = ops::cat::find(&txn, &opened.name(&args.name.0, txn.at())?)?;
     let runtime = runtime()?;
     match &args.output {
         Some(path) => {
@@ -252,14 +276,15 @@ fn cat(args: &CatArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-fn diff(args: &DiffArgs) -> Result<(), CliError> {
+fn diff(args: &DiffArgs) -> Result<ExitCode, CliError> {
     let opened = open::open_any(&args.store)?;
     let store = opened.as_store();
     let (from, to) = (at(&store, &args.rev1)?, at(&store, &args.rev2)?);
-    let entries = runtime()?.block_on(ops::diff::diff(&store, opened.native(), from, to))?;
+    let found = runtime()?.block_on(ops::diff::diff(&store, opened.native(), from, to))?;
     let mut output = Output::new(args.json.json);
-    output.put_all(&entries, render::diff)?;
-    output.finish()
+    output.put_all(&found.files, render::diff)?;
+    output.finish()?;
+    Ok(told(&found.damaged))
 }
 
 fn verify(args: &VerifyArgs) -> Result<ExitCode, CliError> {

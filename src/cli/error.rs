@@ -9,6 +9,7 @@ use crate::ops::LookError;
 use crate::ops::cat::CatError;
 use crate::ops::commit::{CommitFilesError, SourceError};
 use crate::ops::edit::EditError;
+use crate::ops::import::ImportError;
 use crate::store::ReadError;
 use crate::store::native::{CommitError, OpenError};
 use crate::view::ResolveError;
@@ -35,7 +36,9 @@ pub enum CliError {
         kind: String,
     },
     /// STORE is written by something else.
-    #[error("{store}: is a ZODB database, which is written through ZODB: revfs reads it only")]
+    #[error(
+        "{store}: is a ZODB database, which is written through ZODB, and revfs reads it only: commit with ZODB, or copy it into a store with `revfs import`"
+    )]
     WrittenElsewhere {
         /// As given.
         store: String,
@@ -60,6 +63,27 @@ pub enum CliError {
     /// Files were not committed.
     #[error(transparent)]
     CommitFiles(#[from] CommitFilesError),
+    /// A history was not imported.
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    /// No such file to import.
+    #[error(
+        "{name}: is no ZBigFile of {store}, and no keys of its root lead to one: `revfs ls {store}` lists those there are"
+    )]
+    NoSuchSource {
+        /// As given.
+        name: String,
+        /// The database.
+        store: String,
+    },
+    /// Something that is no database is to be imported.
+    #[error(
+        "{store}: is no ZODB database: name the Data.fs of one; a store of revfs is copied as a directory, with `cp -a`"
+    )]
+    NotImportable {
+        /// As given.
+        store: String,
+    },
     /// Names were not changed.
     #[error(transparent)]
     Edit(#[from] EditError),
@@ -104,9 +128,12 @@ impl CliError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             CliError::Open(error) => of_open(error),
-            CliError::Unserved { .. } | CliError::NotAStore { .. } | CliError::WrittenElsewhere { .. } => {
-                ExitCode::NotAStore
-            }
+            CliError::Unserved { .. }
+            | CliError::NotAStore { .. }
+            | CliError::NotImportable { .. }
+            | CliError::WrittenElsewhere { .. } => ExitCode::NotAStore,
+            CliError::Import(error) => of_import(error),
+            CliError::NoSuchSource { .. } => ExitCode::NotFound,
             CliError::Resolve(error) => of_resolve(error),
             CliError::Look(error) | CliError::Cat(CatError::Look(error)) => of_look(error),
             CliError::Cat(CatError::Write { source, .. }) | CliError::Stdout { source } => of_io(source),
@@ -180,7 +207,7 @@ fn of_look(error: &LookError) -> ExitCode {
 
 fn of_commit(error: &CommitError) -> ExitCode {
     match error {
-        CommitError::Conflict { .. } => ExitCode::Conflict,
+        CommitError::Conflict { .. } | CommitError::CopyTooLate { .. } => ExitCode::Conflict,
         CommitError::Name(_) => ExitCode::Usage,
         CommitError::Exists { .. } | CommitError::IsDirectory { .. } | CommitError::NotADirectory { .. } => {
             ExitCode::Exists
@@ -213,6 +240,18 @@ fn of_commit_files(error: &CommitFilesError) -> ExitCode {
         CommitFilesError::TagExists { .. } => ExitCode::Exists,
         CommitFilesError::Commit(error) => of_commit(error),
         CommitFilesError::Thread { .. } | CommitFilesError::Internal { .. } => ExitCode::Failure,
+    }
+}
+
+fn of_import(error: &ImportError) -> ExitCode {
+    match error {
+        ImportError::Name(_) | ImportError::NameTwice { .. } | ImportError::NotChosen { .. } => {
+            ExitCode::Usage
+        }
+        ImportError::NotOurs { .. } | ImportError::NotABeginning { .. } => ExitCode::Conflict,
+        ImportError::Differs { .. } => ExitCode::Damaged,
+        ImportError::Source { error, .. } | ImportError::Read(error) => of_read(error),
+        ImportError::Commit(error) => of_commit(error),
     }
 }
 

@@ -10,12 +10,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use revfs_protocol::Tid;
+
 use crate::ops::data::shown;
 use crate::store::native::{NativeStore, OpenOptions, Progress};
 use crate::store::zodb::filestorage::{MAGICS, ScanProgress};
 use crate::store::zodb::storage::StorageError;
 use crate::store::zodb::zeo::{ZeoOptions, ZeoStorage};
-use crate::store::zodb::{Database, DatabaseOptions, ZodbError};
+use crate::store::zodb::{Database, DatabaseOptions, Oid, ZodbError};
 use crate::store::{ReadError, Store};
 
 use super::CliError;
@@ -52,6 +54,31 @@ impl Opened {
             Opened::Zodb(_) => None,
         }
     }
+}
+
+impl Opened {
+    /// The name that the store has for what the user named: a database knows files by their ids, and a path from its root
+    /// leads to one.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub(super) fn name(&self, given: &[u8], at: Tid) -> Result<Vec<u8>, CliError> {
+        let is_id = std::str::from_utf8(given).is_ok_and(|name| name.parse::<Oid>().is_ok());
+        let file = match self {
+            Opened::Zodb(database) if !is_id => file_at(database, given, at)?,
+            _ => None,
+        };
+        Ok(file.map_or_else(|| given.to_vec(), |oid| oid.to_string().into_bytes()))
+    }
+}
+
+/// The file that a path from the root of a database leads to.
+///
+/// # Errors
+/// The database cannot be read.
+pub(super) fn file_at(database: &Database, path: &[u8], at: Tid) -> Result<Option<Oid>, CliError> {
+    let paths = database.root_paths(at).map_err(ReadError::from)?;
+    Ok(paths.into_iter().find(|(_, known)| known.as_bytes() == path).map(|(oid, _)| oid))
 }
 
 /// What the argument STORE names.

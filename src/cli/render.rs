@@ -4,7 +4,9 @@
 
 use revfs_protocol::{BlockSize, format_size};
 
+use crate::ops::data::shown;
 use crate::ops::diff::{Change, DiffEntry};
+use crate::ops::import::Imported;
 use crate::ops::log::{LogEntry, LogFile, TagEntry};
 use crate::ops::ls::{Du, LsEntry};
 use crate::store::Finding;
@@ -67,17 +69,25 @@ pub(super) fn ls(entries: &[LsEntry]) -> String {
     if entries.is_empty() {
         return String::new();
     }
-    let mut table =
-        Table::new(&[true, true, false, false, false], &["SIZE", "STORED", "FILE", "REV", "TIME", "NAME"]);
+    let with_paths = entries.iter().any(|entry| entry.root_path.is_some());
+    let headings = ["SIZE", "STORED", "FILE", "REV", "TIME", "NAME", "ROOT PATH"];
+    let mut table = match with_paths {
+        true => Table::new(&[true, true, false, false, false, false], &headings),
+        false => Table::new(&[true, true, false, false, false], &headings[..6]),
+    };
     for entry in entries {
-        table.rows.push(vec![
+        let mut row = vec![
             format_size(entry.size),
             format_size(entry.stored),
             entry.file.to_string(),
             entry.rev.to_string(),
             seconds_or_dash(entry.time.as_ref()),
             entry.name.to_string(),
-        ]);
+        ];
+        if with_paths {
+            row.push(entry.root_path.as_ref().map_or_else(|| "-".to_owned(), |path| shown(path.as_bytes())));
+        }
+        table.rows.push(row);
     }
     table.lines()
 }
@@ -199,6 +209,21 @@ pub(super) fn verify(report: &VerifyReport) -> String {
     verified(&report.findings, 0, &format!("{what} up to @{}, {read}", report.head))
 }
 
+/// What was imported.
+pub(super) fn imported(done: &Imported) -> String {
+    let made = count(done.commits, "commit");
+    let before = match done.commits_before {
+        0 => String::new(),
+        known => format!(" after {known} that were there"),
+    };
+    let lost = match done.not_verified {
+        0 => String::new(),
+        lost => format!("; {lost} from before a pack of the source cannot be compared any more"),
+    };
+    let (bytes, verified) = (format_size(done.bytes), count(done.verified, "commit"));
+    format!("imported {made}{before}, {bytes} of blocks, up to @{}; {verified} compared{lost}\n", done.tid)
+}
+
 pub(super) fn verify_database(report: &DatabaseReport) -> String {
     let records =
         format!("{} and {}", count(report.transactions, "transaction"), count(report.records, "record"));
@@ -243,6 +268,7 @@ mod tests {
             block_size: 4096,
             rev: TID,
             time: Some("2018-10-01T16:34:27.652650Z".to_owned()),
+            root_path: None,
         }
     }
 
@@ -265,7 +291,8 @@ mod tests {
 4 KiB   2 KiB  in all, 1 file
 on disk, all revisions: 2 MiB (packs 8 KiB, commits 4 KiB, index 1 MiB)
 ";
-        assert_eq!(du(&Du { files, size: 4096, stored: 2048, disk: Some(disk) }), expected);
+        let damaged = Vec::new();
+        assert_eq!(du(&Du { files, size: 4096, stored: 2048, disk: Some(disk), damaged }), expected);
     }
 
     #[test]

@@ -62,10 +62,19 @@ pub struct DiffEntry {
     pub cut_off: Option<Range>,
 }
 
+/// Files that differ.
+#[derive(Debug, Default)]
+pub struct Differences {
+    /// Those that can be read, by name.
+    pub files: Vec<DiffEntry>,
+    /// What is wrong with each of the others that commits touched.
+    pub damaged: Vec<ReadError>,
+}
+
 /// Runs of blocks as (first, end); ascending and apart once they are merged.
 type Runs = Vec<(u64, u64)>;
 
-/// Files that differ between the states `from` and `to`, by name. Either may be the older one. `native`: the same store,
+/// Files that differ between the states `from` and `to`. Either may be the older one. `native`: the same store,
 /// if it has hashes of its blocks; else their bytes are compared.
 ///
 /// # Errors
@@ -75,19 +84,23 @@ pub async fn diff(
     native: Option<&Arc<NativeStore>>,
     from: Tid,
     to: Tid,
-) -> Result<Vec<DiffEntry>, LookError> {
+) -> Result<Differences, LookError> {
     let (old, new) = (ReadTxn::new(store, from)?, ReadTxn::new(store, to)?);
     let touched = touched(store, from.min(to), from.max(to))?;
-    let mut entries = Vec::new();
+    let mut found = Differences::default();
+    let pair = Pair { native, old: &old, new: &new };
     for (file, runs) in touched {
-        let (was, is) = (live_file(&old, file)?, live_file(&new, file)?);
-        let pair = Pair { native, old: &old, new: &new };
-        if let Some(entry) = pair.entry(was, is, &runs).await? {
-            entries.push(entry);
+        match pair.entry(file, &runs).await {
+            Ok(entry) => found.files.extend(entry),
+            // In a database each file is a matter of its own.
+            Err(LookError::Read(ReadError::Database(error))) if error.is_damage() => {
+                found.damaged.push(error.into());
+            }
+            Err(error) => return Err(error),
         }
     }
-    entries.sort_by(|a, b| a.name.cmp(&b.name).then(a.file.cmp(&b.file)));
-    Ok(entries)
+    found.files.sort_by(|a, b| a.name.cmp(&b.name).then(a.file.cmp(&b.file)));
+    Ok(found)
 }
 
 /// Files that commits in (lo, hi] touched, with the runs of blocks that they wrote.
@@ -145,12 +158,8 @@ struct Pair<'a> {
 }
 
 impl Pair<'_> {
-    async fn entry(
-        &self,
-        was: Option<FileMeta>,
-        is: Option<FileMeta>,
-        runs: &Runs,
-    ) -> Result<Option<DiffEntry>, LookError> {
+    async fn entry(&self, file: FileId, runs: &Runs) -> Result<Option<DiffEntry>, LookError> {
+        let (was, is) = (live_file(self.old, file)?, live_file(self.new, file)?);
         let whole = |size: u64| if size > 0 { vec![Range { start: 0, end: size }] } else { Vec::new() };
         let (change, path, renamed_from, ranges) = match (&was, &is) {
             (None, None) => return Ok(None),

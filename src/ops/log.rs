@@ -121,7 +121,12 @@ impl From<CommitInfo> for LogEntry {
 
 impl From<FileChange> for LogFile {
     fn from(change: FileChange) -> LogFile {
-        let range = |first: u64, count: u64| Range { start: first, end: first.saturating_add(count) };
+        // Of a database it may be said that all blocks changed, whatever their number.
+        let end = change.block_size.blocks_for(change.size.max(change.old_size)).raw();
+        let range = |first: u64, count: u64| Range {
+            start: first,
+            end: first.saturating_add(count).min(end.max(first)),
+        };
         LogFile {
             name: Name::new(&change.path),
             file: change.file,

@@ -33,6 +33,9 @@ pub struct LsEntry {
     pub rev: Tid,
     /// The moment of that, UTC.
     pub time: Option<String>,
+    /// The keys that lead to it from the root of a database, if they are known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root_path: Option<String>,
 }
 
 impl LsEntry {
@@ -45,30 +48,44 @@ impl LsEntry {
             block_size: meta.block_size.bytes(),
             rev: meta.rev,
             time: tid_time(meta.rev),
+            root_path: None,
         }
     }
 }
 
-/// All files of a state, in byte order of their components.
+/// Files of a state.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Those that can be read, in byte order of their components.
+    pub files: Vec<LsEntry>,
+    /// What is wrong with each of the others.
+    pub damaged: Vec<ReadError>,
+}
+
+/// All files of a state.
 ///
 /// # Errors
 /// See [`LookError`].
-pub fn ls(txn: &ReadTxn) -> Result<Vec<LsEntry>, LookError> {
+pub fn ls(txn: &ReadTxn) -> Result<Listing, LookError> {
     Ok(entries(txn, DirId::ROOT, b"")?)
 }
 
-fn entries(txn: &ReadTxn, dir: DirId, prefix: &[u8]) -> Result<Vec<LsEntry>, ReadError> {
-    let mut entries = Vec::new();
+fn entries(txn: &ReadTxn, dir: DirId, prefix: &[u8]) -> Result<Listing, ReadError> {
+    let mut listing = Listing::default();
     for (path, file) in txn.walk(dir)? {
-        if let Some(meta) = live_file(txn, file)? {
-            entries.push(LsEntry::new(&[prefix, &path].concat(), &meta));
+        match live_file(txn, file) {
+            Ok(Some(meta)) => listing.files.push(LsEntry::new(&[prefix, &path].concat(), &meta)),
+            Ok(None) => {}
+            // In a database each file is a matter of its own.
+            Err(ReadError::Database(error)) if error.is_damage() => listing.damaged.push(error.into()),
+            Err(error) => return Err(error),
         }
     }
-    Ok(entries)
+    Ok(listing)
 }
 
 /// Room that files take.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, Serialize)]
 pub struct Du {
     /// Each file.
     pub files: Vec<LsEntry>,
@@ -79,6 +96,9 @@ pub struct Du {
     /// What the whole store takes, all revisions; only if no name was given and the store is a directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskUse>,
+    /// What is wrong with files that cannot be measured.
+    #[serde(skip)]
+    pub damaged: Vec<ReadError>,
 }
 
 /// What a store's directory takes on its disk, bytes.
@@ -99,23 +119,26 @@ pub struct DiskUse {
 /// # Errors
 /// See [`LookError`].
 pub fn du(txn: &ReadTxn, name: Option<&[u8]>) -> Result<Du, LookError> {
-    let files = match name {
+    let Listing { files, damaged } = match name {
         None => entries(txn, DirId::ROOT, b"")?,
         Some(name) => match txn.resolve(name)? {
             Some(Entry::Dir(dir)) => entries(txn, dir, &[name, b"/"].concat())?,
             Some(Entry::File(file)) => {
-                live_file(txn, file)?.iter().map(|meta| LsEntry::new(name, meta)).collect()
+                let files = live_file(txn, file)?.iter().map(|meta| LsEntry::new(name, meta)).collect();
+                Listing { files, ..Listing::default() }
             }
             None => return Err(LookError::NotFound { name: name.to_vec(), at: txn.at() }),
         },
     };
-    let disk = match (name, &txn.store().info().local_root) {
-        (None, Some(root)) => Some(disk_use(root)?),
+    let info = txn.store().info();
+    let disk = match (name, &info.local_root) {
+        // A database is not all that is in its folder.
+        (None, Some(root)) if info.format_version > 0 => Some(disk_use(root)?),
         _ => None,
     };
     let sum = |of: fn(&LsEntry) -> u64| files.iter().map(of).fold(0, u64::saturating_add);
     let (size, stored) = (sum(|file| file.size), sum(|file| file.stored));
-    Ok(Du { files, size, stored, disk })
+    Ok(Du { files, size, stored, disk, damaged })
 }
 
 /// What the store's directory takes.

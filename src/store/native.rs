@@ -34,7 +34,7 @@ use super::{
     ReadError, ReadTxn, Store, StoreInfo,
 };
 use crate::env::{Clock, SystemClock};
-pub use commit::{CommitError, CommitWarning, Committed, ConflictKind, Transaction};
+pub use commit::{CommitError, CommitWarning, Committed, ConflictKind, CopyOf, Transaction};
 pub use format::{FORMAT_VERSION, Format, FormatError};
 pub use index::{INDEX_SCHEMA, Index, IndexError};
 pub use init::{InitOptions, OpenError};

@@ -11,6 +11,7 @@ pub mod filestorage;
 mod nodes;
 pub mod objects;
 pub mod pickle;
+mod roots;
 pub mod storage;
 mod verify;
 pub mod zeo;

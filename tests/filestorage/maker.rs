@@ -2,6 +2,8 @@
 //!
 //! Invariant: independent of the code that reads them.
 
+#![allow(dead_code)] // each test program uses a part
+
 use std::collections::BTreeMap;
 
 /// What a record holds.

@@ -26,6 +26,7 @@ use super::sink::Sink;
 use crate::env;
 use crate::store::buffer::BUFFER_ALIGN;
 use crate::store::{BlockData, BufferPool, Codec, FileMeta, Piece, PieceSource, ReadError, ReadTxn};
+pub use attempt::CopyOf;
 pub use errors::{CommitError, CommitWarning, Committed};
 
 /// Blocks that wait in memory for more writes, bytes; beyond that they are written out.
@@ -64,6 +65,8 @@ pub struct Transaction {
     staged_bytes: usize,
     /// Creates that failed without a trace so far.
     retries: u32,
+    /// It is a copy of a commit of another store.
+    copy_of: Option<CopyOf>,
 }
 
 impl NativeStore {
@@ -90,6 +93,7 @@ impl NativeStore {
             started: self.clock.monotonic(),
             staged_bytes: 0,
             retries: 0,
+            copy_of: None,
             store: Arc::clone(self),
         })
     }

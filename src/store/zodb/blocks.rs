@@ -63,7 +63,8 @@ impl Nodes {
         if self.read_plain(oid, at, (skip, block_size), into)? {
             return Ok(());
         }
-        let loaded = self.storage().load(oid, at)?.ok_or(ZodbError::Missing { oid, at, by: oid })?;
+        let what = "it does not exist, and a file has it as a block; check the database with ZODB's fsrefs";
+        let loaded = self.storage().load(oid, at)?.ok_or(ZodbError::Structure { oid, at, what })?;
         let serial = loaded.serial;
         let object = objects::decode(&loaded.data);
         match object.map_err(|source| ZodbError::Object { oid, serial, source })? {

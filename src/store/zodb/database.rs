@@ -162,6 +162,14 @@ impl Database {
         &self.nodes
     }
 
+    /// The oldest state that is whole: that of the last pack, or [`Tid::ZERO`].
+    ///
+    /// # Errors
+    /// The storage does not answer.
+    pub fn oldest(&self) -> Result<Tid, ZodbError> {
+        Ok(self.storage().oldest()?)
+    }
+
     /// All objects that are files, or were before they were deleted, ascending. The first call looks at each object, which
     /// takes a while; commits go on meanwhile.
     ///
@@ -362,6 +370,15 @@ impl Database {
         Ok(found?)
     }
 
+    /// An error with the place of the record that it tells of.
+    fn located(&self, error: ZodbError) -> ZodbError {
+        let found = error.record().and_then(|(oid, at)| self.storage().position(oid, at).ok().flatten());
+        match found {
+            Some(pos) => ZodbError::Located { error: Box::new(error), pos, url: self.info.url.clone() },
+            None => error,
+        }
+    }
+
     fn fill(&self, pieces: &[Piece], buffer: &mut ReadBuffer) -> Result<(), ReadError> {
         let outside = |at: usize| ReadError::Damaged {
             object: self.info.url.clone(),
@@ -374,7 +391,8 @@ impl Database {
             match piece.source {
                 PieceSource::Zero => target.fill(0),
                 PieceSource::Object { oid, at, skip, block } => {
-                    self.nodes.read_block(oid, at, (skip as usize, block as usize), target)?;
+                    let read = self.nodes.read_block(oid, at, (skip as usize, block as usize), target);
+                    read.map_err(|error| self.located(error))?;
                 }
                 PieceSource::Raw { .. } | PieceSource::Zstd { .. } => return Err(outside(piece.at)),
             }
@@ -444,7 +462,7 @@ impl Store for Database {
     fn lookup(&self, txn: &ReadTxn, dir: DirId, name: &[u8]) -> Result<Option<Entry>, ReadError> {
         let oid = std::str::from_utf8(name).ok().and_then(|name| name.parse::<Oid>().ok());
         let Some(oid) = oid.filter(|_| dir == DirId::ROOT) else { return Ok(None) };
-        let file = self.nodes.file(oid, txn.at())?;
+        let file = self.nodes.file(oid, txn.at()).map_err(|error| self.located(error))?;
         Ok(file.map(|_| Entry::File(FileId::from(oid))))
     }
 
@@ -454,7 +472,13 @@ impl Store for Database {
         }
         let mut names = Vec::new();
         for oid in self.files()? {
-            if self.nodes.class(oid, txn.at())? == Some(Class::BigFile) {
+            let is_file = match self.nodes.class(oid, txn.at()) {
+                Ok(class) => class == Some(Class::BigFile),
+                // It is told what is wrong by whoever looks at it; the others are not its business.
+                Err(error) if error.is_damage() => true,
+                Err(error) => return Err(error.into()),
+            };
+            if is_file {
                 names.push((oid.to_string().into_bytes(), Entry::File(FileId::from(oid))));
             }
         }
@@ -466,7 +490,7 @@ impl Store for Database {
     }
 
     fn file(&self, txn: &ReadTxn, file: FileId) -> Result<Option<FileMeta>, ReadError> {
-        Ok(self.file_meta(Oid::from(file), txn.at())?)
+        Ok(self.file_meta(Oid::from(file), txn.at()).map_err(|error| self.located(error))?)
     }
 
     fn blocks(
@@ -477,8 +501,9 @@ impl Store for Database {
         count: BlockCount,
     ) -> Result<Vec<BlockRun>, ReadError> {
         let (oid, at) = (Oid::from(file), txn.at());
-        let node = self.nodes.file(oid, at)?.ok_or(ReadError::NoSuchFile { file, at })?;
-        Ok(self.nodes.runs(oid, &node, (first, count), at)?)
+        let located = |error| self.located(error);
+        let node = self.nodes.file(oid, at).map_err(located)?.ok_or(ReadError::NoSuchFile { file, at })?;
+        Ok(self.nodes.runs(oid, &node, (first, count), at).map_err(located)?)
     }
 
     fn read(&self, pieces: Vec<Piece>, mut buffer: ReadBuffer) -> Load<Result<ReadBuffer, ReadError>> {
@@ -510,6 +535,8 @@ impl Store for Database {
     }
 
     fn commits_back(&self, lo: Tid, hi: Tid, limit: usize) -> Result<Vec<CommitInfo>, ReadError> {
+        // What earlier ones did cannot be told: what they did it to is gone.
+        let lo = lo.max(self.storage().oldest().map_err(ZodbError::from)?);
         let found: Result<Vec<_>, _> = self.storage().transactions_back(lo, hi).take(limit).collect();
         let mut found = found.map_err(ZodbError::from)?;
         let Some(oldest) = found.last().map(|transaction| transaction.tid.raw()) else {

@@ -9,6 +9,16 @@ use super::storage::StorageError;
 /// Why a database cannot be read as a store of files.
 #[derive(Debug, thiserror::Error)]
 pub enum ZodbError {
+    /// Another error, and where the record is that it tells of.
+    #[error("{error} (its record is at byte {pos} of {url})")]
+    Located {
+        /// What is wrong.
+        error: Box<ZodbError>,
+        /// Where the record begins, bytes.
+        pos: u64,
+        /// The database.
+        url: String,
+    },
     /// The storage of its records.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -75,14 +85,33 @@ pub enum ZodbError {
 impl ZodbError {
     /// Whether the state is older than what a pack left.
     pub fn is_packed(&self) -> bool {
-        matches!(self, ZodbError::Storage(error) if error.is_packed())
+        match self {
+            ZodbError::Storage(error) => error.is_packed(),
+            ZodbError::Located { error, .. } => error.is_packed(),
+            _ => false,
+        }
     }
 
     /// Whether what is stored is not what was written, as opposed to a storage that does not answer.
     pub fn is_damage(&self) -> bool {
         match self {
             ZodbError::Storage(error) => error.is_damage(),
+            ZodbError::Located { error, .. } => error.is_damage(),
             _ => true,
+        }
+    }
+
+    /// The object whose record is not as it should be, and a state in which it is so; none if the error says where it is itself,
+    /// or there is no record.
+    pub fn record(&self) -> Option<(Oid, Tid)> {
+        match self {
+            ZodbError::Object { oid, serial, .. }
+            | ZodbError::WrongClass { oid, serial, .. }
+            | ZodbError::BlockSize { oid, serial, .. } => Some((*oid, *serial)),
+            ZodbError::Structure { oid, at, .. } => Some((*oid, *at)),
+            // The one that refers to it.
+            ZodbError::Missing { at, by, .. } => Some((*by, *at)),
+            ZodbError::Storage(_) | ZodbError::Located { .. } => None,
         }
     }
 }

@@ -247,6 +247,14 @@ impl FileStorage {
         self.find(oid, at, |_, serial, start| Ok(start.peeked(serial)))
     }
 
+    /// Where the record begins that has the data of that state, bytes.
+    ///
+    /// # Errors
+    /// As [`FileStorage::load`].
+    pub fn position(&self, oid: Oid, at: Tid) -> Result<Option<u64>, FileStorageError> {
+        self.find(oid, at, |_, _, start| Ok(start.pos()))
+    }
+
     fn find<T>(
         &self,
         oid: Oid,

@@ -234,7 +234,7 @@ pub fn class_of_start(start: &[u8]) -> Result<Class, ObjectError> {
 }
 
 /// The class that the first pickle of a record means: its names alone, or with arguments to make the object with.
-fn class_of<'a>(pickles: &Pickles<'a>, first: ValueId) -> Option<ClassName<'a>> {
+pub(super) fn class_of<'a>(pickles: &Pickles<'a>, first: ValueId) -> Option<ClassName<'a>> {
     match (pickles.class(first), pickles.tuple(first)) {
         (Some(class), _) => Some(class),
         (None, Some([class, _args])) => pickles.class_name(*class),

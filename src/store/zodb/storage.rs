@@ -205,6 +205,14 @@ pub trait Storage: Send + Sync + Debug {
     /// load that follows.
     fn prefetch(&self, _oids: &[Oid], _at: Tid) {}
 
+    /// Where the record is that has the data of that state, bytes; none if the storage has no such places.
+    ///
+    /// # Errors
+    /// As [`Storage::load`].
+    fn position(&self, _oid: Oid, _at: Tid) -> Result<Option<u64>, StorageError> {
+        Ok(None)
+    }
+
     /// The newest state of an object that exists, or of one that was deleted the last before that. None if there is none.
     ///
     /// # Errors
@@ -338,6 +346,10 @@ impl Storage for FileStorage {
         visit: &mut dyn FnMut(usize, Option<(Tid, &[u8])>),
     ) -> Result<(), StorageError> {
         Ok(self.load_each(oids, at, visit)?)
+    }
+
+    fn position(&self, oid: Oid, at: Tid) -> Result<Option<u64>, StorageError> {
+        Ok(self.position(oid, at)?)
     }
 
     fn peek_last(&self, oid: Oid) -> Result<Option<Peeked>, StorageError> {

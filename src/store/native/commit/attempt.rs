@@ -24,6 +24,15 @@ const LOST_RACE_WAIT_MAX_US: u64 = 20_000;
 /// Head this much ahead of the clock gets a warning, ns.
 const CLOCK_AHEAD_WARN_NS: u64 = 60_000_000_000;
 
+/// A commit of another store that a transaction copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyOf {
+    /// The tid that it has there and shall have here.
+    pub tid: Tid,
+    /// Identity of the copy: whoever makes the same copy gives it the same.
+    pub uuid: uuid::Uuid,
+}
+
 /// What became of one create.
 enum Outcome {
     Ours,
@@ -32,6 +41,12 @@ enum Outcome {
 }
 
 impl Transaction {
+    /// The commit gets this tid and identity, and the time of that tid, instead of new ones. It stands on its base alone: if
+    /// anybody commits in between, or the tid does not come after the base, nothing is committed.
+    pub fn set_copy_of(&mut self, origin: CopyOf) {
+        self.copy_of = Some(origin);
+    }
+
     /// Commits. Disjoint commits of others that came first are rebased on, however many.
     ///
     /// # Errors
@@ -62,7 +77,7 @@ impl Transaction {
         }
         let (packs, inline) = self.sink.finish().await?;
         self.settle();
-        let commit_uuid = env::random_uuid();
+        let commit_uuid = self.copy_of.map_or_else(env::random_uuid, |origin| origin.uuid);
         let mut checked = self.base.at();
         let mut lost_races = 0u32;
         loop {
@@ -73,6 +88,7 @@ impl Transaction {
             if self.store.clock.monotonic().saturating_sub(self.started) > TRANSACTION_AGE_MAX {
                 return Err(CommitError::TooOld);
             }
+            self.check_copy(head)?;
             self.check_winners(checked, head)?;
             checked = head;
             let end = self.store.applied()?;
@@ -101,6 +117,17 @@ impl Transaction {
                 }
                 Outcome::Again => {}
             }
+        }
+    }
+
+    /// Whether a copy can follow `head`.
+    fn check_copy(&self, head: Tid) -> Result<(), CommitError> {
+        let base = self.base.at();
+        match self.copy_of {
+            Some(CopyOf { tid, .. }) if head != base || tid <= head => {
+                Err(CommitError::CopyTooLate { tid, base, head })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -175,15 +202,7 @@ impl Transaction {
         commit_uuid: uuid::Uuid,
         packs: &[PackRef],
     ) -> Result<(CommitRecord, Vec<CommitWarning>), CommitError> {
-        let now = self.store.clock.now_unix_ns();
-        let clock = Tid::from_unix_ns(now);
-        let next = end.tid.next().ok_or(CommitError::FileTooLarge { size: u64::MAX })?;
-        let mut warnings = Vec::new();
-        let ahead = end.tid.to_unix_ns().saturating_sub(now);
-        if ahead > CLOCK_AHEAD_WARN_NS {
-            warnings.push(CommitWarning::ClockBehind { ahead_s: ahead / 1_000_000_000 });
-        }
-        let tid = clock.max(next);
+        let (tid, now, warnings) = self.tid_and_time(end)?;
         let head = ReadTxn::new(self.base.store(), end.tid)?;
         let mut files = Vec::new();
         for (file, edit) in self.files.iter().filter(|(_, edit)| edit.touched()) {
@@ -213,6 +232,22 @@ impl Transaction {
             tags,
         };
         Ok((record, warnings))
+    }
+
+    /// The tid of the next record, its time, and what is to be said of them.
+    fn tid_and_time(&self, end: &LogEnd) -> Result<(Tid, u64, Vec<CommitWarning>), CommitError> {
+        if let Some(CopyOf { tid, .. }) = self.copy_of {
+            return Ok((tid, tid.to_unix_ns(), Vec::new()));
+        }
+        let now = self.store.clock.now_unix_ns();
+        let clock = Tid::from_unix_ns(now);
+        let next = end.tid.next().ok_or(CommitError::FileTooLarge { size: u64::MAX })?;
+        let mut warnings = Vec::new();
+        let ahead = end.tid.to_unix_ns().saturating_sub(now);
+        if ahead > CLOCK_AHEAD_WARN_NS {
+            warnings.push(CommitWarning::ClockBehind { ahead_s: ahead / 1_000_000_000 });
+        }
+        Ok((clock.max(next), now, warnings))
     }
 
     fn record_file(

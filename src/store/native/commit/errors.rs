@@ -58,6 +58,18 @@ pub enum CommitError {
         /// What kind of conflict.
         kind: ConflictKind,
     },
+    /// A copy of a commit has no place in the log any more.
+    #[error(
+        "the copy of commit {tid} was made on @{base}, and the newest commit is {head}: somebody else commits to this store; nothing was committed: copy into a store of its own"
+    )]
+    CopyTooLate {
+        /// The tid that it was to have.
+        tid: Tid,
+        /// The state that it was made on.
+        base: Tid,
+        /// The newest commit.
+        head: Tid,
+    },
     /// The name cannot be one.
     #[error(transparent)]
     Name(#[from] NameError),

@@ -62,6 +62,11 @@ impl Start {
         self.pos + RECORD_HEADER_BYTES as u64
     }
 
+    /// Where the record begins, bytes.
+    pub(super) fn pos(&self) -> u64 {
+        self.pos
+    }
+
     /// What was read behind the header.
     fn behind(&self) -> &[u8] {
         self.bytes.get(RECORD_HEADER_BYTES..self.have).unwrap_or_default()
