@@ -1,0 +1,550 @@
+"""The protocol of watch links: what is answered, what is pinned, when and where to."""
+
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+from data_scenarios import waits_in_kernel
+from expect import SOON, expect, expect_errno, expect_match, wait_until
+from history import tid_text
+from link import END, LinkByHand
+from posix_memory import Memory
+from scenario import scenario
+from stage import BLOCK, expect_pins, put
+
+DURATION = r"-?([0-9]+h)?([0-9]+m)?([0-9]+(\.[0-9]+)?(ns|µs|us|ms|s))?"
+READ_LINK = "import os, sys; fd = os.open(sys.argv[1], os.O_RDWR); os.read(fd, 100)"
+# Frames that are none, and how they are quoted.
+BAD_FRAMES = (
+    (b"zzz hello\n", r'invalid frame: "zzz hello\n" (invalid stream)'),
+    (b"hello\n", r'invalid frame: "hello\n"'),
+    (b"\n", r'invalid frame: "\n"'),
+    (b"-1 bye\n", r'invalid frame: "-1 bye\n" (invalid stream)'),
+    (b'1"\t\x01\xff\xc3\xa9 bye\n', r'invalid frame: "1\"\t\x01\xff' + "é" + r' bye\n" (invalid stream)'),
+)
+
+
+def text_of(file, at):
+    """A file and a state as error texts name them."""
+    return f"error setup watch f{file.hex} @{tid_text(at)}: "
+
+
+@scenario
+def a_read_of_a_link_can_be_killed(stage):
+    stage.make_database()
+    server = stage.start()
+    reader = subprocess.Popen([sys.executable, "-c", READ_LINK, server.path("head/watch")])
+    stage.at_end(reader.kill)
+    wait_until(lambda: reading(reader.pid), "a process reads its link")
+    reader.send_signal(signal.SIGKILL)
+    expect(-signal.SIGKILL, reader.wait(SOON), "the end of a process that is killed while it reads its link")
+    server.expect_stats("when its process is dead the link is gone", WatchLink=0, pinkill=0)
+
+
+def reading(pid):
+    """Whether a process waits in read(2) of a FUSE file."""
+    try:
+        with open(f"/proc/{pid}/syscall") as call, open(f"/proc/{pid}/stat") as state:
+            return call.read().split()[0] == "0" and state.read().rsplit(")", 1)[1].split()[0] in "SD" \
+                and waits_in_kernel(pid)
+    except (OSError, IndexError):
+        return False
+
+
+@scenario
+def a_file_that_nobody_opened_cannot_be_watched(stage):
+    stage.make_database()
+    zfile = stage.make_file()
+    stage.start()
+    at = stage.history.head()
+    link = stage.link()
+    unknown = "file not yet known to wcfs or is not a ZBigFile"
+    expect(text_of(zfile, at) + unknown, link.ask(f"watch {zfile.hex} @{tid_text(at)}"), "watch of an unopened file")
+    answer = link.ask(f"watch {zfile.hex} -")
+    expect(True, answer.startswith("error ") and unknown in answer, f"the end of a watch of an unopened file: {answer}")
+    none = "00000000deadbeef"
+    expect(f"error setup watch f{none} @{tid_text(at)}: {unknown}", link.ask(f"watch {none} @{tid_text(at)}"),
+           "watch of what is no file")
+    # The link goes on.
+    stage.open(zfile)
+    stage.watch(link, zfile, at, {})
+    stage.unwatch(link, zfile)
+    expect("ok", link.ask(f"watch {zfile.hex} -"), "the end of a watch that is none, of a file that is known")
+
+
+@scenario
+def a_request_that_is_none_is_answered_by_an_error(stage):
+    stage.make_database()
+    zfile = stage.make_file()
+    stage.start()
+    stage.open(zfile)
+    at = tid_text(stage.history.head())
+    link = stage.link()
+
+    def refused(request, text):
+        expect(f"error bad watch: {text}", link.ask(request), f"the answer to {request!r}")
+
+    refused("bad", 'not a watch request: "bad"')
+    refused("BYE", 'not a watch request: "BYE"')
+    refused("watchh a b", 'not a watch request: "watchh a b"')
+    for request, count in ((f"watch {zfile.hex}", 1), (f"watch {zfile.hex} @{at} x", 3)):
+        refused(request, f"expected 2 arguments, got {count}")
+    for oid in ("zzz", zfile.hex[:-1], f"{zfile.hex}0", f"{zfile.hex[:-1]}g"):
+        refused(f"watch {oid} @{at}", "invalid oid")
+    for bad in ("zzz", at, f"@{at[:-1]}", f"@{at}0", "@-", "--"):
+        refused(f"watch {zfile.hex} {bad}", "invalid at")
+    # Upper case is taken, too, and frames may come in pieces or many at once.
+    stream = link.send(f"watch {zfile.hex.upper()} @{at.upper()}")
+    expect("ok", link.reply(stream), "the reply to a watch in upper case")
+    for part in (b"10", b"1 wat", f"ch {zfile.hex} @{at}".encode(), b"\n103 bad\n105 bad\n"):
+        link.write(part)
+    expect("ok", link.reply(101), "the reply to a frame in pieces")
+    expect(['error bad watch: not a watch request: "bad"'] * 2, [link.reply(103), link.reply(105)], "two in one write")
+
+
+@scenario
+def a_frame_that_is_none_ends_the_link(stage):
+    stage.make_database()
+    server = stage.start()
+    for frame, text in BAD_FRAMES:
+        link = stage.link()
+        link.write(frame)
+        link.expect_end([f"error: {text}"])
+        link.close()
+    link = stage.link()
+    link.write(b"2 ack\n")
+    link.expect_end(["error: 2: reply on unexpected stream"])
+    link.close()
+    # Streams of requests are odd, 0 is the server's alone.
+    link = stage.link()
+    link.write(b"0 bye\n")
+    link.expect_end(["error: 0: reply on unexpected stream"])
+    link.close()
+    server.expect_stats("after links that ended by bad frames", WatchLink=0, pinkill=0)
+
+
+@scenario
+def bye_and_a_close_without_it_end_a_link(stage):
+    stage.make_database()
+    zfile = stage.make_file()
+    server = stage.start()
+    stage.open(zfile)
+    at = stage.history.head()
+    link = LinkByHand(server.root)
+    link.write(f"1 watch {zfile.hex} @{tid_text(at)}\n".encode())
+    expect("1 ok", link.line(), "the reply to a watch")
+    server.expect_stats("with a watch", WatchLink=1, Watch=1)
+    link.write(b"3 bye\n")
+    expect(END, link.line(), "after bye there is nothing but the end")
+    from errno import ECONNRESET
+    expect_errno([ECONNRESET], lambda: link.write(b"5 bye\n"), "a write to a link that ended")
+    expect(END, link.line(), "a second read behind the end")
+    link.close()
+    server.expect_stats("after bye", WatchLink=0, Watch=0, pinkill=0)
+    link = LinkByHand(server.root)
+    link.write(f"1 watch {zfile.hex} @{tid_text(at)}\n".encode())
+    expect("1 ok", link.line(), "the reply to a watch")
+    link.close()
+    server.expect_stats("a link that is closed without bye owes nothing, so nobody is killed", WatchLink=0, Watch=0,
+                        pinkill=0)
+
+
+@scenario
+def bye_cancels_a_pin_that_is_owed_without_a_kill(stage):
+    stage.make_database()
+    zfile = stage.make_file()
+    stage.commit((zfile, {0: "a1", 2: "c1"}))
+    server = stage.start()
+    file = stage.open(zfile)
+    at1 = stage.history.head()
+    stage.access(file, 2)
+    stage.commit((zfile, {2: "c2"}))
+    link = stage.link()
+    stream = link.send(f"watch {zfile.hex} @{tid_text(at1)}")
+    expect([(2, f"pin {zfile.hex} #2 @{tid_text(at1)}")], link.requests(1), "the first request of a link")
+    link.bye()
+    expect(False, link.has_reply(stream), "there is a reply to a set-up that bye cancelled")
+    server.expect_stats("after bye", WatchLink=0, Watch=0, PinnedBlk=0, pinkill=0)
+    # What waited goes on: a commit, and the next one to come.
+    stage.access(file, 2)
+    stage.commit((zfile, {2: "c3"}))
+    link = stage.link()
+    stage.watch(link, zfile, at1, {2: at1})
+    server.expect_stats("nobody was killed", pinkill=0)
+
+
+@scenario
+def a_read_goes_on_when_the_link_that_owes_it_a_pin_says_bye(stage):
+    stage.make_database()
+    zfile = stage.make_file()
+    at1 = stage.commit((zfile, {2: "c1"}))
+    server = stage.start()
+    file = stage.open(zfile)
+    link = stage.link()
+    stage.watch(link, zfile, at1, {})
+    stage.commit((zfile, {2: "c2"}))
+    got = []
+    reader = threading.Thread(target=lambda: got.append(file.first_page(2)), daemon=True)
+    reader.start()
+    expect([(2, f"pin {zfile.hex} #2 @{tid_text(at1)}")], link.requests(1), "the first request of a link")
+    expect(True, reader.is_alive(), "the read waits for the pin")
+    link.bye()
+    reader.join(SOON)
+    expect([zfile.block(2, stage.history.head())[:4096]], got, "what is read then")
+    file.note_read(2)
+    server.expect_stats("nobody was killed", pinkill=0)
+
+
+@scenario
+def a_state_from_before_the_server_is_too_far_back(stage):
+    stage.make_database()
+    zfile = stage.make_file()
+    old = stage.commit((zfile, {2: "c1"}))
+    stage.commit((zfile, {2: "c2"}))
+    stage.start()
+    stage.open(zfile)
+    tail = stage.history.head()
+    head = stage.commit((zfile, {3: "d3"}))
+    link = stage.link()
+    just_before = (int.from_bytes(tail, "big") - 1).to_bytes(8, "big")
+    for at in (old, just_before):
+        pattern = re.escape(f"{text_of(zfile, at)}too far away back from head/at (@{tid_text(head)}); δt = ") + DURATION
+        expect_match(re.compile(pattern), link.ask(f"watch {zfile.hex} @{tid_text(at)}"), "a watch as of before the tail")
+    # The tail itself is allowed.
+    stage.watch(link, zfile, tail, {})
+
+
+@scenario
+def a_state_from_before_the_file_is_an_epoch(stage):
+    stage.make_database()
+    first = stage.make_file()
+    stage.start()
+    stage.open(first)
+    before = stage.commit((first, {0: "a1"}))
+    born = stage.make_file("second")
+    stage.commit((born, {1: "b1"}))
+    file = stage.open(born)
+    head = stage.history.head()
+    link = stage.link()
+    expect(f"{text_of(born, before)}file epoch detected @{tid_text(born.created)} in between (at,head=@{tid_text(head)}]",
+           link.ask(f"watch {born.hex} @{tid_text(before)}"), "a watch as of before the file")
+    # The link goes on, and the watch is none: nothing is pinned for it.
+    stage.access(file, 1)
+    stage.commit((born, {1: "b2"}))
+    stage.access(file, 1, {})
+    stage.watch(link, born, born.created, {1: born.created})
+
+
+@scenario
+def a_watch_does_not_go_back(stage):
+    stage.make_database()
+    zfile = stage.make_file()
+    stage.start()
+    stage.open(zfile)
+    at1 = stage.history.head()
+    at2 = stage.commit((zfile, {2: "c2"}))
+    link = stage.link()
+    stage.watch(link, zfile, at2, {})
+    expect(f"{text_of(zfile, at1)}going back in history is forbidden", link.ask(f"watch {zfile.hex} @{tid_text(at1)}"),
+           "a watch that goes back")
+    # It is what it was, and may be set up again as it is.
+    stage.watch(link, zfile, at2, {})
+    at3 = stage.commit((zfile, {2: "c3"}))
+    stage.watch(link, zfile, at3, {})
+
+
+@scenario
+def a_watch_of_the_future_waits_for_it(stage):
+    stage.make_database()
+    zfile = stage.make_file()
+    at1 = stage.commit((zfile, {0: "a1", 2: "c1"}))
+    stage.start()
+    file = stage.open(zfile)
+    for block in (0, 2):
+        stage.access(file, block)
+    # Its tid comes after that of the next commit, and not later than that of the second next.
+    link = stage.link()
+    ahead = (int.from_bytes(at1, "big") + 1).to_bytes(8, "big")
+    stream = link.send(f"watch {zfile.hex} @{tid_text(ahead)}")
+    other = stage.link()
+    stage.watch(other, zfile, at1, {})
+    link.settle()
+    expect(False, link.has_reply(stream), "there is a reply before the state is there")
+    stage.commit((zfile, {2: "c2"}))
+    # Block 2 changed after that state: the reply comes after its pin.
+    [number] = expect_pins(link, {(zfile.oid, 2): at1})
+    link.settle()
+    expect(False, link.has_reply(stream), "there is a reply before the pin is acknowledged")
+    link.ack(number)
+    expect("ok", link.reply(stream), "the reply once the state is there")
+    # One that waits ends with its link.
+    far = (int.from_bytes(at1, "big") + (1 << 40)).to_bytes(8, "big")
+    link.send(f"watch {zfile.hex} @{tid_text(far)}")
+    link.settle()
+    link.bye()
+    stage.server.expect_stats("when a link ended that waited", WatchLink=1, Watch=1, pinkill=0)
+
+
+def changing(stage):
+    """A file with five commits of it, the first of them before the server starts: its blocks are read at all times.
+
+    0: never changed, read; 1: a hole, read; 2: changed by each, read at the end; 3: changed once, last read before
+    that; 4: appears; 5: changes, never read; 6: becomes a hole.
+    """
+    stage.make_database()
+    zfile = stage.make_file()
+    tids = [stage.commit((zfile, {0: "a0", 2: "c0", 3: "d0", 5: "f0", 6: "g0"}))]
+    stage.start()
+    file = stage.open(zfile)
+    for block in (0, 1, 2, 3, 6):
+        stage.access(file, block, {})
+    tids.append(stage.commit((zfile, {2: "c1"})))
+    stage.access(file, 2, {})
+    tids.append(stage.commit((zfile, {2: "c2", 3: "d2", 5: "f2"})))
+    tids.append(stage.commit((zfile, {2: "c3", 4: "e3", 6: None, 7: "h3"})))
+    stage.access(file, 4, {})
+    tids.append(stage.commit((zfile, {2: "c4", 4: "e4"})))
+    for block in (2, 4):
+        stage.access(file, block, {})
+    return zfile, file, tids
+
+
+@scenario
+def a_set_up_pins_what_was_read_and_changed_since(stage):
+    zfile, _, (t0, t1, t2, t3, t4) = changing(stage)
+    wanted = {
+        t0: {2: t0, 3: t0, 4: t0, 6: t0},
+        t1: {2: t1, 3: t0, 4: t0, 6: t0},
+        t2: {2: t2, 4: t0, 6: t0},
+        t3: {2: t3, 4: t3},
+        t4: {},
+    }
+    for at, pins in wanted.items():
+        link = stage.link()
+        stage.watch(link, zfile, at, pins)
+        stage.server.expect_stats(f"with a watch @{tid_text(at)}", Watch=1, PinnedBlk=len(pins))
+        # As it is, once more: all is pinned already.
+        stage.watch(link, zfile, at, {})
+        link.bye()
+
+
+@scenario
+def a_watch_that_moves_pins_and_unpins_what_differs(stage):
+    zfile, _, tids = changing(stage)
+    for count in range(2, len(tids) + 1):
+        for sequence in itertools.combinations(tids, count):
+            link = stage.link()
+            for at in sequence:
+                stage.watch(link, zfile, at)
+            link.bye()
+    # The unchanged client's: from each state straight to the last, by hand.
+    link = stage.link()
+    t0, t1, t2, t3, t4 = tids
+    stage.watch(link, zfile, t0, {2: t0, 3: t0, 4: t0, 6: t0})
+    stage.watch(link, zfile, t1, {2: t1})
+    stage.watch(link, zfile, t2, {2: t2, 3: None})
+    stage.watch(link, zfile, t3, {2: t3, 4: t3, 6: None})
+    stage.watch(link, zfile, t4, {2: None, 4: None})
+    stage.server.expect_stats("when all is at head", Watch=1, PinnedBlk=0, pinkill=0)
+
+
+@scenario
+def a_read_pins_for_each_watch_that_is_older(stage):
+    stage.make_database()
+    zfile = stage.make_file()
+    stage.start()
+    file = stage.open(zfile)
+    at1 = stage.commit((zfile, {2: "c1", 3: "d1"}))
+    at2 = stage.commit((zfile, {2: "c2", 3: "d2", 5: "f2"}))
+    at3 = stage.commit((zfile, {0: "a3", 2: "c3", 5: "f3"}))
+    w1, w2, w3 = stage.link(), stage.link(), stage.link()
+    stage.watch(w1, zfile, at1, {})
+    stage.watch(w2, zfile, at2, {})
+    stage.watch(w3, zfile, at3, {})
+    stage.access(file, 2, {w1: at1, w2: at2})
+    stage.access(file, 3, {w1: at1})
+    # A block without a change before is pinned to where history or the file begins.
+    born = max(zfile.created, stage.tail)
+    stage.access(file, 5, {w1: born, w2: at2})
+    stage.access(file, 0, {w1: born, w2: born})
+    # Neither a hole nor what is in memory pins.
+    stage.access(file, 4, {})
+    for block in (0, 2, 3, 5):
+        stage.access(file, block, {})
+    stage.server.expect_stats("with three watches", WatchLink=3, Watch=3, PinnedBlk=7, pin=7)
+    # Once pinned, always pinned: another change brings a message only to whom it is new.
+    at4 = stage.commit((zfile, {2: "c4"}))
+    stage.access(file, 2, {w3: at3})
+    # A watch that moved: what is equal is unpinned.
+    stage.watch(w1, zfile, at3, {0: None, 2: at3, 3: None, 5: None})
+    stage.watch(w2, zfile, at4, {0: None, 2: None, 5: None})
+    stage.watch(w1, zfile, at4, {2: None})
+    # One that ended is told nothing, nor is a link that said bye.
+    stage.unwatch(w2, zfile)
+    w3.bye()
+    stage.commit((zfile, {2: "c5", 3: "d5"}))
+    stage.access(file, 2, {w1: at4})
+    stage.access(file, 3, {w1: at2})
+    # It may begin anew, also at a state before.
+    stage.watch(w2, zfile, at3, {2: at3, 3: at2})
+    stage.server.expect_stats("at the end", WatchLink=2, Watch=2, PinnedBlk=4, pinkill=0)
+
+
+@scenario
+def a_mapping_that_is_moved_while_a_fault_waits_shows_the_old_block(stage):
+    stage.make_database()
+    zfile = stage.make_file()
+    at1 = stage.commit((zfile, {2: "hello"}))
+    server = stage.start()
+    file = stage.open(zfile)
+    link = stage.link()
+    stage.watch(link, zfile, at1, {})
+    stage.commit((zfile, {2: "world"}))
+    memory = Memory(BLOCK, file.fd, 2 * BLOCK)
+    got = []
+    toucher = threading.Thread(target=lambda: got.append(memory.copy(0, 5)), daemon=True)
+    toucher.start()
+    [number] = expect_pins(link, {(zfile.oid, 2): at1})
+    expect(True, toucher.is_alive(), "the fault waits for the pin")
+    old = os.open(server.path(f"@{tid_text(at1)}/bigfile/{zfile.hex}"), os.O_RDONLY)
+    memory.show_file(0, BLOCK, old, 2 * BLOCK)
+    os.close(old)
+    link.ack(number)
+    toucher.join(SOON)
+    expect([b"hello"], got, "what the thread reads whose fault waited")
+    expect(b"hello", memory.copy(0, 5), "what memory shows from then on")
+    memory.unmap()
+    # Who did not move sees what is new, and nobody is asked again.
+    expect(b"world", file.first_page(2)[:5], "the block in head")
+    link.expect_silence("after the block was pinned")
+
+
+@scenario
+def a_block_that_is_evicted_and_read_again_is_not_pinned_twice(stage):
+    stage.make_database()
+    zfile = stage.make_file()
+    at1 = stage.commit((zfile, {2: "c1"}))
+    stage.start()
+    file = stage.open(zfile)
+    stage.commit((zfile, {2: "c2"}))
+    link = stage.link()
+    stage.watch(link, zfile, at1, {})
+    stage.access(file, 2, {link: at1})
+    for _ in range(3):
+        file.evict(2)
+        stage.access(file, 2, {})
+    stage.server.expect_stats("of one block", PinnedBlk=1, pin=1)
+
+
+@scenario
+def two_files_on_one_link_are_watched_each_for_itself(stage):
+    stage.make_database()
+    first = stage.make_file("first")
+    stage.commit((first, {0: "a1", 2: "c1"}))
+    stage.start()
+    file1 = stage.open(first)
+    # It comes after the server did.
+    second = stage.make_file("second")
+    at2 = stage.commit((first, {0: "a2", 2: "c2"}), (second, {0: "A2", 3: "D2"}))
+    file2 = stage.open(second)
+    link = stage.link()
+    stage.watch(link, first, at2, {})
+    stage.watch(link, second, at2, {})
+    at3 = stage.commit((first, {0: "a3"}), (second, {0: "A3", 3: "D3"}))
+    stage.access(file1, 0, {link: at2})
+    stage.access(file2, 0, {link: at2})
+    stage.access(file1, 2, {})
+    # One moves, the other stays.
+    stage.watch(link, first, at3, {0: None})
+    stage.access(file2, 3, {link: at2})
+    stage.commit((first, {0: "a4", 2: "c4"}), (second, {0: "A4"}))
+    stage.access(file1, 0, {link: at3})
+    stage.access(file1, 2, {link: at2})
+    stage.access(file2, 0, {})
+    stage.unwatch(link, first)
+    stage.server.expect_stats("of two files", BigFile=2, WatchLink=1, Watch=1, PinnedBlk=2, pinkill=0)
+    stage.watch(link, second, stage.history.head(), {0: None, 3: None})
+
+
+@scenario
+def one_file_on_many_links_is_watched_as_of_many_states(stage):
+    zfile, file, tids = changing(stage)
+    links = [stage.link() for _ in tids]
+    for link, at in zip(links, tids, strict=True):
+        stage.watch(link, zfile, at)
+    stage.commit((zfile, {block: f"block {block}" for block in (0, 1, 2, 3, 5)}))
+    for block in range(8):
+        stage.access(file, block)
+    head = stage.history.head()
+    for link in reversed(links):
+        stage.watch(link, zfile, head)
+    stage.server.expect_stats("when all are at head", Watch=len(tids), PinnedBlk=0, pinkill=0)
+
+
+@scenario
+def a_block_whose_leaf_of_the_tree_is_split_is_not_changed(stage):
+    """The path to a block is saved again for another block's sake: that is no change of the block."""
+    from objects import limit_trees
+    limit_trees(3, 3)
+    stage.at_end(lambda: limit_trees(60, 500))
+    stage.make_database()
+    zfile = stage.make_file()
+    at1 = stage.commit((zfile, {block: f"{block}.1" for block in range(0, 16, 2)}))
+    stage.start()
+    file = stage.open(zfile)
+    for block in range(0, 6):
+        stage.access(file, block)
+    links = [stage.link()]
+    stage.watch(links[0], zfile, at1, {})
+    for round in range(4):
+        tid = stage.commit((zfile, {2 * round + 1: f"new {round}", 16 + round: "end"}))
+        link = stage.link()
+        links.append(link)
+        stage.watch(link, zfile, tid)
+        for block in range(16):
+            stage.access(file, block)
+
+
+@scenario
+def an_object_that_two_blocks_and_two_files_share_changes_all_of_them(stage):
+    stage.make_database()
+    first, second = stage.make_file("first"), stage.make_file("second")
+    at1 = stage.commit((first, {0: "a1", 1: "b1"}), (second, {0: "A1"}))
+
+    def share(root):
+        one = root["first"].blktab[1]
+        root["first"].blktab[3] = one
+        root["second"].blktab[2] = one
+    stage.commit_unseen(share)
+    stage.start()
+    at2 = stage.history.head()
+    files = {history: stage.open(history) for history in (first, second)}
+    for history, blocks in ((first, (0, 1, 3)), (second, (0, 2))):
+        for block in blocks:
+            stage.access(files[history], block)
+    link = stage.link()
+    stage.watch(link, first, at2, {})
+    stage.watch(link, second, at2, {})
+    at3 = stage.commit_edit(lambda root: put(root["first"], 1, "both", "ZBlk0"))
+    stage.access(files[first], 1, {link: at2})
+    stage.access(files[second], 2, {link: at2})
+    stage.access(files[first], 3, {link: at2})
+    # The object is moved out of one of its places, then it changes again.
+
+    def move(root):
+        root["first"].blktab[3] = root["first"].blktab[0]
+    at4 = stage.commit_edit(move)
+    stage.watch(link, first, at4)
+    stage.watch(link, second, at4)
+    stage.commit_edit(lambda root: put(root["second"], 2, "again", "ZBlk0"))
+    stage.access(files[second], 2, {link: at3})
+    stage.access(files[first], 1, {link: at3})
+    stage.access(files[first], 3, {})
+    stage.commit_edit(lambda root: put(root["first"], 0, "zero", "ZBlk0"))
+    stage.access(files[first], 0)
+    stage.access(files[first], 3, {link: at4})
+    expect(True, at1 < at2, "tids ascend")
