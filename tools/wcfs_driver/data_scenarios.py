@@ -11,10 +11,7 @@ from expect import SOON, expect, expect_errno, wait_until
 from history import tid_text, unix_nanoseconds
 from persistent.timestamp import TimeStamp
 from scenario import scenario
-from stage import BLOCK
-
-# Another block size than that of wendelin.core.
-SMALL = 64 << 10
+from stage import BLOCK, SMALL
 
 
 def read_all(stage, history, rev):
@@ -168,6 +165,27 @@ def reads_at_and_behind_the_end_are_empty(stage):
     expect(bytes(50), read(100, size - 50), "a read over the end is cut at the end")
     got = read(2 * BLOCK, 2 * BLOCK)
     expect(zfile.block(2, stage.history.head()), got, "a read of more than there is")
+
+
+@scenario
+def a_file_that_becomes_shorter_is_served_on(stage):
+    stage.make_database()
+    zfile = stage.make_file()
+    stage.commit((zfile, {0: "a1", 2: "c1", 5: "f1"}))
+    stage.start()
+    file = stage.open(zfile)
+    for block in (0, 2, 5):
+        stage.access(file, block)
+    stage.commit((zfile, {5: None}))
+    expect({0, 2}, file.cached, "blocks that the scenario believes to be in the page cache")
+    expect(b"", os.pread(file.fd, 100, 3 * BLOCK), "a read of what is gone")
+    stage.commit((zfile, {0: None, 2: None}))
+    expect(0, file.size, "the size of a file that lost all")
+    stage.commit((zfile, {5: "f4"}))
+    for block in range(6):
+        stage.access(file, block)
+    for rev in stage.history.tids[stage.history.tids.index(zfile.created):]:
+        read_all(stage, zfile, rev)
 
 
 @scenario

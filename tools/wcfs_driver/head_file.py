@@ -13,6 +13,8 @@ from history import tid_text
 PAGE = posix_memory.PAGE
 # Blocks beyond the end that are mapped too, as the file may grow.
 SPARE_BLOCKS = 8
+# Bytes of a block from which on half of it holds what the kernel may read ahead.
+LARGE = 1 << 20
 
 
 class HeadFile:
@@ -37,10 +39,12 @@ class HeadFile:
         self._blocks = self.size // self.block_size + SPARE_BLOCKS
         self._memory = posix_memory.Memory(self._blocks * self.block_size, self.fd)
         self._memory.lock_as_it_comes()
-        half = self.block_size // 2
+        # Small ones would not hold what the kernel reads ahead.
+        half = self.block_size // 2 if self.block_size >= LARGE else 0
         for block in range(self._blocks):
             start = block * self.block_size
-            self._memory.advise(start, half, posix_memory.MADV_SEQUENTIAL)
+            if half:
+                self._memory.advise(start, half, posix_memory.MADV_SEQUENTIAL)
             self._memory.advise(start + half, self.block_size - half, posix_memory.MADV_RANDOM)
 
     def close(self):

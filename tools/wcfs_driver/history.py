@@ -81,9 +81,9 @@ class FileHistory:
         """Tids at which a block changed, in (after, until]."""
         return [tid for tid in self._changes.get(block, []) if after < tid <= until]
 
-    def changed_blocks(self, after, until):
-        """Blocks that changed in (after, until]."""
-        return {block for block in self._changes if self.changes(block, after, until)}
+    def all_changes(self, after, until):
+        """Tids at which any block changed, in (after, until]."""
+        return {tid for block in self._changes for tid in self.changes(block, after, until)}
 
     def revision(self, block, at, tail):
         """Where a block is to be pinned for a view as of `at`: its last change that a server knows whose history begins

@@ -11,6 +11,7 @@ from history import History, tid_text
 from scenario import scenario
 from server import (CONNECTIONS, STATS, abort_connection, expect_dead, fusermount, is_dead_mount, kill_server,
                     mount_entry)
+from stage import put
 
 FIRST_BYTES = b"FS30"
 
@@ -235,8 +236,8 @@ def an_empty_database_is_served_and_followed(stage):
     stage.at_end(stage.database.close)
     stage.history = History(stage.database)
     stage.history.add(stage.database.head())
-    stage.tail = b"\0" * 8
-    server.expect_commit(stage.history.head())
+    stage.tail = stage.shown = b"\0" * 8
+    stage.expect_caught_up()
     zfile = stage.make_file()
     stage.commit((zfile, {1: "b1"}))
     file = stage.open(zfile)
@@ -287,6 +288,33 @@ def commits_made_while_nobody_served_are_there_at_the_start(stage):
     for block in range(3):
         stage.access(file, block)
     wait_until(lambda: stage.server.at() == tid_text(stage.history.head()), "head/at is the last commit")
+
+
+@scenario
+def a_zeo_server_that_restarts_is_followed_and_nothing_is_missed(stage):
+    if stage.options.storage != "zeo":
+        return
+    stage.make_database()
+    zfile = stage.make_file()
+    at = stage.commit((zfile, {0: "a1", 1: "b1", 2: "c1"}))
+    server = stage.start()
+    file = stage.open(zfile)
+    for block in (0, 1):
+        stage.access(file, block)
+    link = stage.link()
+    stage.watch(link, zfile, at, {})
+    # Nobody tells the server of these.
+    stage.database.stop_zeo()
+    for text in ("a2", "a3"):
+        stage.commit_unseen(lambda root, text=text: put(root[zfile.name], 0, text, "ZBlk0"))
+    expect(tid_text(at), server.at(), "head/at without a ZEO server")
+    file.expect_cached("without a ZEO server")
+    stage.database.start_zeo()
+    stage.expect_caught_up()
+    for block in range(3):
+        stage.access(file, block)
+    stage.commit((zfile, {1: "b4"}))
+    stage.access(file, 1, {link: at})
 
 
 @scenario

@@ -137,11 +137,15 @@ class Link:
         """Returns when all that the server sent before now has come: this answer comes behind it."""
         expect('error bad watch: not a watch request: "settle"', self.ask("settle"), "a request that is none")
 
+    def unasked(self):
+        """Requests of the server that nobody took."""
+        with self._arrived:
+            return [f"{stream} {text}" for stream, text in self._requests]
+
     def expect_silence(self, what):
         """The server asked nothing that was not taken."""
         self.settle()
-        with self._arrived:
-            expect([], list(self._requests), f"requests of the server {what}")
+        expect([], self.unasked(), f"requests of the server {what}")
 
     def expect_end(self, control):
         """The link ends, after these texts on stream 0."""

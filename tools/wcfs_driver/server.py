@@ -117,12 +117,12 @@ class Server:
             return at.read()
 
     def follow(self):
-        """From now on `expect_commit` hears of each commit."""
+        """From now on `expect_head` hears of each commit."""
         self._zhead = os.open(self.path(".wcfs/debug/zhead"), os.O_RDONLY)
         self._heard = b""
 
-    def expect_commit(self, tid):
-        """The next line of `.wcfs/debug/zhead` is this, and `head/at` shows it by then."""
+    def expect_line(self, tid):
+        """The next line of `.wcfs/debug/zhead` is this."""
         while b"\n" not in self._heard:
             chunk = os.read(self._zhead, 4096)
             if not chunk:
@@ -130,7 +130,12 @@ class Server:
             self._heard += chunk
         line, self._heard = self._heard.split(b"\n", 1)
         expect(tid_text(tid), line.decode(), "the line of .wcfs/debug/zhead")
-        expect(tid_text(tid), self.at(), "head/at, once .wcfs/debug/zhead has the line")
+
+    def expect_head(self, tids):
+        """`.wcfs/debug/zhead` says these, and once it did `head/at` shows the last one."""
+        for tid in tids:
+            self.expect_line(tid)
+        expect(tid_text(tids[-1]), self.at(), "head/at, once .wcfs/debug/zhead has the line")
 
     def stats(self):
         """Numbers of `.wcfs/stats`, whose names never change and whose counters never fall."""

@@ -7,13 +7,14 @@ A scenario may say by hand what pins it expects; then both must agree.
 import contextlib
 import os
 import threading
+import time
 
 import transaction
 from database import Database
 from edits import files
 from objects import ZBigFile, ZBlk0, ZBlk1
 
-from expect import SOON, Failed, expect
+from expect import LOOK, SOON, Failed, expect
 from head_file import HeadFile
 from history import History, tid_text, unix_nanoseconds
 from link import Link
@@ -21,6 +22,8 @@ from server import Server
 
 MIB = 1 << 20
 BLOCK = 2 * MIB
+# Another block size than that of wendelin.core.
+SMALL = MIB // 16
 # Cut of chunks of a ZBlk1.
 CHUNK = 4096
 FORMATS = {"ZBlk0": ZBlk0, "ZBlk1": ZBlk1}
@@ -56,7 +59,8 @@ class Stage:
         # Head files of the server by oid, and links in the order in which they were opened.
         self._files = {}
         self.links = []
-        self.tail = None
+        # Where the history of the server begins, and what of it was looked at.
+        self.tail = self.shown = None
 
     def __enter__(self):
         return self
@@ -101,35 +105,35 @@ class Stage:
                     put(root[file.name], block, text, format)
         return self.commit_edit(edit)
 
-    def commit_edit(self, edit, is_told=True):
+    def commit_edit(self, edit):
         """Commits an edit of the root, takes it up and checks what the server makes of it; the tid."""
-        before = self._cached_blocks()
-        tid = self.database.commit(edit)
-        self.history.add(tid)
-        if self.server is not None and is_told:
-            self.server.expect_commit(tid)
-            self._expect_commit_applied(tid, before)
+        tid = self.commit_unseen(edit)
+        if self.server is not None:
+            self.expect_caught_up()
         return tid
 
     def commit_unseen(self, edit):
-        """Commits while no server has to show it soon."""
-        return self.commit_edit(edit, is_told=False)
+        """Commits an edit, and asks nothing of the server yet; the tid."""
+        tid = self.database.commit(edit)
+        self.history.add(tid)
+        return tid
 
-    def _cached_blocks(self):
-        return {file: set(file.cached) for file in self._files.values()}
-
-    def _expect_commit_applied(self, tid, before):
-        previous = self.history.tids[-2]
+    def expect_caught_up(self):
+        """The server has taken up all commits since it was looked at last, and dropped what they changed."""
+        before, head = self.shown, self.history.head()
+        self.server.expect_head([tid for tid in self.history.tids if tid > before])
+        self.shown = head
         for file in self._files.values():
             history = file.history
-            changed = {block for block in before[file] if history.changes(block, previous, tid)}
-            if history.changed_blocks(previous, tid):
-                file.expect_attributes(history.at(tid).size, unix_nanoseconds(tid))
+            changed = {block for block in file.cached if history.changes(block, before, head)}
+            last = max(history.all_changes(before, head), default=None)
+            if last is not None:
+                file.expect_attributes(history.at(head).size, unix_nanoseconds(last))
             # What changed is gone, the rest stayed.
             file.cached -= changed
-            file.expect_cached(f"after the commit @{tid_text(tid)}")
+            file.expect_cached(f"after the commit @{tid_text(head)}")
             for block in sorted(changed):
-                rev = history.revision(block, previous, self.tail)
+                rev = history.revision(block, before, self.tail)
                 with self.rev_file(history, rev) as old:
                     old.expect_whole(block, "the old block, which was in the page cache of head, is under its revision")
 
@@ -143,7 +147,7 @@ class Stage:
         self.server.wait_ready()
         self.server.follow()
         if self.history is not None:
-            self.tail = self.history.head()
+            self.tail = self.shown = self.history.head()
             expect(tid_text(self.tail), self.server.at(), "head/at of a server that just started")
         self._files.clear()
         self.links.clear()
@@ -189,7 +193,7 @@ class Stage:
         if asked:
             link.settle()
             expect(False, link.has_reply(stream), "there is a reply before the pins are acknowledged")
-        for number in asked:
+        for number in reversed(asked):
             link.ack(number)
         expect("ok", link.reply(stream), f"the reply to watch {history.hex} @{tid_text(at)}")
         watch = link.watches.setdefault(history.oid, Watch(at))
@@ -227,6 +231,16 @@ class Stage:
                 found[link] = rev
         return found
 
+    def _join_read(self, toucher, what):
+        """A read ends, without a pin that was not expected."""
+        deadline = time.monotonic() + SOON
+        while toucher.is_alive():
+            toucher.join(LOOK)
+            for link in self.links:
+                expect([], link.unasked() if link.is_open else [], f"pins of {what}, for link {self.links.index(link)}")
+            if time.monotonic() > deadline:
+                raise Failed(f"{what} does not end")
+
     def access(self, file, block, pins=None):
         """Touches a block of head through memory. It is answered only once each watcher has pinned what it has to: by
         history, and, if given, these: {link: tid}."""
@@ -242,9 +256,9 @@ class Stage:
             expect(True, toucher.is_alive(), f"the read waits for each pin, after {number} of {len(asked)} acks")
             for stream in streams:
                 link.ack(stream)
-        toucher.join(SOON)
-        if toucher.is_alive() or not got:
-            raise Failed(f"reading block {block} of {file.history.name} does not end")
+        self._join_read(toucher, f"the read of block {block} of {file.history.name}")
+        if not got:
+            raise Failed(f"the read of block {block} of {file.history.name} failed")
         wanted = file.history.block(block, self.history.head())[:len(got[0])] if block * file.block_size < file.size \
             else b""
         expect(wanted, got[0], f"block {block} of {file.history.name} in head")

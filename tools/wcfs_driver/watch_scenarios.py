@@ -1,5 +1,6 @@
 """The protocol of watch links: what is answered, what is pinned, when and where to."""
 
+import errno
 import itertools
 import os
 import re
@@ -12,9 +13,10 @@ from data_scenarios import waits_in_kernel
 from expect import SOON, expect, expect_errno, expect_match, wait_until
 from history import tid_text
 from link import END, LinkByHand
-from posix_memory import Memory
+from objects import limit_trees
+from posix_memory import PAGE, Memory
 from scenario import scenario
-from stage import BLOCK, expect_pins, put
+from stage import BLOCK, SMALL, expect_pins, put
 
 DURATION = r"-?([0-9]+h)?([0-9]+m)?([0-9]+(\.[0-9]+)?(ns|µs|us|ms|s))?"
 READ_LINK = "import os, sys; fd = os.open(sys.argv[1], os.O_RDWR); os.read(fd, 100)"
@@ -128,6 +130,17 @@ def a_frame_that_is_none_ends_the_link(stage):
 
 
 @scenario
+def a_frame_without_end_ends_the_link(stage):
+    stage.make_database()
+    stage.start()
+    link = stage.link()
+    link.write(b"1 watch " + b"0" * 1000)
+    wait_until(lambda: not link.is_open, "the end of a link whose frame does not end")
+    expect([True], [text.startswith("error: ") for text in link.control], f"what is said before the end: {link.control}")
+    link.close()
+
+
+@scenario
 def bye_and_a_close_without_it_end_a_link(stage):
     stage.make_database()
     zfile = stage.make_file()
@@ -140,8 +153,7 @@ def bye_and_a_close_without_it_end_a_link(stage):
     server.expect_stats("with a watch", WatchLink=1, Watch=1)
     link.write(b"3 bye\n")
     expect(END, link.line(), "after bye there is nothing but the end")
-    from errno import ECONNRESET
-    expect_errno([ECONNRESET], lambda: link.write(b"5 bye\n"), "a write to a link that ended")
+    expect_errno([errno.ECONNRESET], lambda: link.write(b"5 bye\n"), "a write to a link that ended")
     expect(END, link.line(), "a second read behind the end")
     link.close()
     server.expect_stats("after bye", WatchLink=0, Watch=0, pinkill=0)
@@ -194,7 +206,7 @@ def a_read_goes_on_when_the_link_that_owes_it_a_pin_says_bye(stage):
     expect(True, reader.is_alive(), "the read waits for the pin")
     link.bye()
     reader.join(SOON)
-    expect([zfile.block(2, stage.history.head())[:4096]], got, "what is read then")
+    expect([zfile.block(2, stage.history.head())[:PAGE]], got, "what is read then")
     file.note_read(2)
     server.expect_stats("nobody was killed", pinkill=0)
 
@@ -441,6 +453,67 @@ def a_block_that_is_evicted_and_read_again_is_not_pinned_twice(stage):
 
 
 @scenario
+def an_answer_to_a_pin_of_a_watch_that_ended_is_ignored(stage):
+    stage.make_database()
+    zfile = stage.make_file()
+    at1 = stage.commit((zfile, {2: "c1"}))
+    stage.start("-pintimeout", "3s")
+    file = stage.open(zfile)
+    link = stage.link()
+    stage.watch(link, zfile, at1, {})
+    stage.commit((zfile, {2: "c2"}))
+    got = []
+    reader = threading.Thread(target=lambda: got.append(file.first_page(2)), daemon=True)
+    reader.start()
+    [stream] = expect_pins(link, {(zfile.oid, 2): at1})
+    stage.unwatch(link, zfile)
+    reader.join(SOON)
+    expect([zfile.block(2, stage.history.head())[:PAGE]], got, "what is read once the watch ended that owed a pin")
+    file.note_read(2)
+    link.write(f"{stream} nak: the file is not open\n".encode())
+    link.expect_silence("after a late answer")
+    stage.server.expect_stats("after a late answer", WatchLink=1, Watch=0, PinnedBlk=0, pinkill=0)
+    # The link goes on.
+    stage.watch(link, zfile, at1, {2: at1})
+
+
+@scenario
+def a_link_goes_on_without_the_thread_that_opened_it(stage):
+    stage.make_database()
+    zfile = stage.make_file()
+    at1 = stage.commit((zfile, {2: "c1"}))
+    stage.start("-pintimeout", "3s")
+    file = stage.open(zfile)
+    opener = threading.Thread(target=stage.link)
+    opener.start()
+    opener.join()
+    [link] = stage.links
+    stage.watch(link, zfile, at1, {})
+    stage.commit((zfile, {2: "c2"}))
+    stage.access(file, 2, {link: at1})
+    stage.server.expect_stats("of a link whose thread ended", Watch=1, PinnedBlk=1, pinkill=0)
+
+
+@scenario
+def hundreds_of_pins_are_owed_at_once_and_acknowledged_in_any_order(stage):
+    stage.make_database()
+    zfile = stage.make_file(block_size=SMALL)
+    count = 300
+    at1 = stage.commit((zfile, {block: f"{block}.1" for block in range(count)}))
+    stage.start()
+    file = stage.open(zfile)
+    for block in range(0, count, 2):
+        expect(zfile.block(block, at1)[:PAGE], file.first_page(block), f"block {block}")
+        file.note_read(block)
+    file.expect_cached("after reading each second block")
+    stage.commit((zfile, {block: f"{block}.2" for block in range(count)}))
+    link = stage.link()
+    stage.watch(link, zfile, at1, dict.fromkeys(range(0, count, 2), at1))
+    stage.server.expect_stats("with many pins", PinnedBlk=count // 2)
+    stage.watch(link, zfile, stage.history.head(), dict.fromkeys(range(0, count, 2)))
+
+
+@scenario
 def two_files_on_one_link_are_watched_each_for_itself(stage):
     stage.make_database()
     first = stage.make_file("first")
@@ -488,7 +561,6 @@ def one_file_on_many_links_is_watched_as_of_many_states(stage):
 @scenario
 def a_block_whose_leaf_of_the_tree_is_split_is_not_changed(stage):
     """The path to a block is saved again for another block's sake: that is no change of the block."""
-    from objects import limit_trees
     limit_trees(3, 3)
     stage.at_end(lambda: limit_trees(60, 500))
     stage.make_database()
