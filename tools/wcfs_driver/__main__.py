@@ -29,9 +29,10 @@ import data_scenarios  # noqa: E402, F401
 import failure_scenarios  # noqa: E402, F401
 import faulty_scenarios  # noqa: E402, F401
 import life_scenarios  # noqa: E402, F401
-import watch_scenarios  # noqa: E402, F401
+import pin_scenarios  # noqa: E402, F401
+import request_scenarios  # noqa: E402, F401
 from scenario import scenarios  # noqa: E402
-from server import Server, abort_connection, fusermount, mounts_below  # noqa: E402
+from server import abort_connection, fusermount, mounts_below  # noqa: E402
 from stage import Options, Stage  # noqa: E402
 
 
@@ -41,7 +42,8 @@ def arguments():
     parser.add_argument("names", metavar="SCENARIO", nargs="*", help="all, if none is given")
     parser.add_argument("--list", action="store_true", help="prints the names of all scenarios")
     parser.add_argument("--wcfs", metavar="PROGRAM", help="path of the program")
-    parser.add_argument("--storage", choices=["fs", "zeo"], default="fs", help="how the database is reached (%(default)s)")
+    parser.add_argument("--storage", choices=["fs", "zeo"], default="fs",
+                        help="how the database is reached (%(default)s)")
     parser.add_argument("--limit", type=float, default=60, metavar="SECONDS",
                         help="after which a scenario is stuck: its mount is aborted (%(default)s)")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -128,7 +130,7 @@ def main():
         sys.exit("error: no program: give its path by --wcfs")
     args.wcfs = os.path.abspath(args.wcfs)
     if args.folder is not None:
-        return play(args.names[0], Options(args.wcfs, args.storage, Server), args.folder)
+        return play(args.names[0], Options(args.wcfs, args.storage), args.folder)
     # An end that is asked for still cleans up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     names = args.names or list(known)

@@ -41,7 +41,8 @@ def expect_errno(wanted, action, what):
     except OSError as error:
         if error.errno in wanted:
             return error.errno
-        raise Failed(f"{what}\n    expected: {names}\n    got:      {errno.errorcode.get(error.errno, error)}") from error
+        got = errno.errorcode.get(error.errno, error)
+        raise Failed(f"{what}\n    expected: {names}\n    got:      {got}") from error
     raise Failed(f"{what}\n    expected: {names}\n    got:      success, {brief(got)}")
 
 

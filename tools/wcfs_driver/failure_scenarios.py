@@ -91,9 +91,7 @@ def an_object_that_is_no_block_is_an_error_for_that_block_alone(stage):
 
     stage.database.commit(damage)
     # History cannot be asked: ZODB refuses such a block, too.
-    server = stage.options.server_class(stage.options.program, stage.zurl, stage.path("mnt"), ["-debug", "-logtostderr"])
-    stage.at_end(server.clean)
-    stage.server = server
+    server = stage.spawn("-debug", "-logtostderr")
     server.wait_ready()
     fd = os.open(server.path(f"head/bigfile/{zfile.hex}"), os.O_RDONLY)
     stage.at_end(lambda: os.close(fd))

@@ -59,7 +59,8 @@ def check_end(stage, client, fault, began):
     is_killed = FAULTS[fault][1]
     wait_until(client.is_dead, f"the end of a client that {FAULTS[fault][0]}", 2 * TIMEOUT)
     took = time.monotonic() - began
-    stage.server.expect_stats(f"after a client that {FAULTS[fault][0]}", WatchLink=len(stage.links), pinkill=int(is_killed))
+    stage.server.expect_stats(f"after a client that {FAULTS[fault][0]}", WatchLink=len(stage.links),
+                              pinkill=int(is_killed))
     if took > 2 * TIMEOUT:
         raise Failed(f"a client that {FAULTS[fault][0]} goes after {took:.1f} s, and not within {2 * TIMEOUT} s")
     expect(-signal.SIGBUS if is_killed else 0, client.process.wait(), f"how a client ends that {FAULTS[fault][0]}")

@@ -103,8 +103,8 @@ class HeadFile:
         return {block: "all" if pages == all_pages else pages for block, pages in states.items() if pages}
 
     def expect_cached(self, what):
-        """Exactly these blocks are in the page cache, each as a whole. What was read comes soon, what was dropped is gone
-        already."""
+        """Exactly these blocks are in the page cache, each as a whole: what was read comes soon, what was dropped is
+        gone already."""
         wanted = dict.fromkeys(sorted(self.cached), "all")
         expect(set(wanted), set(self._state()), f"blocks of {self._what} that are in the page cache {what}")
         wait_equal(wanted, self._state, f"blocks of {self._what} in the page cache, and how many pages of them, {what}")

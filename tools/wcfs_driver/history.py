@@ -1,8 +1,8 @@
 """What each block of each file is at each tid, and when it changed: found by reading all of all trees at each tid.
 
 Invariant: nothing is derived from what a test wrote. ZODB in Python is asked as of each tid, and a block changed where
-its entry in the tree or the revision of its object differs from the tid before. What pins are expected follows from that
-alone.
+its entry in the tree or the revision of its object differs from the tid before. What pins are expected follows from
+that alone.
 """
 
 import calendar

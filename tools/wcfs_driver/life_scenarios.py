@@ -92,10 +92,10 @@ def a_database_that_cannot_be_opened_ends_it_before_it_mounts(stage):
         noise.write(b"this is no database, by far")
     mountpoint = stage.path("mnt")
     os.mkdir(mountpoint)
-    for zurl in (f"file://{stage.path('absent.fs')}", f"file://{stage.path('noise')}", "nonsense://x", "neo://name@host",
-                 "zeo://127.0.0.1:x"):
-        ended = subprocess.run([stage.options.program, "-logtostderr", zurl, mountpoint], capture_output=True, text=True,
-                               timeout=SOON)
+    for zurl in (f"file://{stage.path('absent.fs')}", f"file://{stage.path('noise')}", "nonsense://x",
+                 "neo://name@host", "zeo://127.0.0.1:x"):
+        ended = subprocess.run([stage.options.program, "-logtostderr", zurl, mountpoint],
+                               capture_output=True, text=True, timeout=SOON)
         expect(True, ended.returncode > 0, f"exit code {ended.returncode} with {zurl} is an error")
         expect(True, bool(ended.stderr), f"the cause is on stderr with {zurl}")
         expect(None, mount_entry(mountpoint), "what is mounted")
@@ -270,8 +270,7 @@ def zhead_says_each_commit_once_to_each_that_reads_it(stage):
 @scenario
 def zhead_is_only_there_when_debug_is_said(stage):
     stage.make_database()
-    server = stage.server = stage.options.server_class(stage.options.program, stage.zurl, stage.path("mnt"), [])
-    stage.at_end(server.clean)
+    server = stage.spawn()
     server.wait_ready()
     expect_errno([errno.ENOENT], lambda: os.stat(server.path(".wcfs/debug/zhead")), ".wcfs/debug/zhead without -debug")
     expect(tid_text(stage.history.head()), server.at(), "head/at")

@@ -9,9 +9,7 @@ import os
 import threading
 import time
 
-import transaction
 from database import Database
-from edits import files
 from objects import ZBigFile, ZBlk0, ZBlk1
 
 from expect import LOOK, SOON, Failed, expect
@@ -32,10 +30,9 @@ FORMATS = {"ZBlk0": ZBlk0, "ZBlk1": ZBlk1}
 class Options:
     """What the command line gave."""
 
-    def __init__(self, program, storage, server_class):
+    def __init__(self, program, storage):
         self.program = program
         self.storage = storage
-        self.server_class = server_class
 
 
 class Watch:
@@ -139,12 +136,15 @@ class Stage:
 
     # The server.
 
+    def spawn(self, *options, name="mnt"):
+        """Starts a server of the database, with these options alone."""
+        self.server = Server(self.options.program, self.zurl, self.path(name), options)
+        self.at_end(self.server.clean)
+        return self.server
+
     def start(self, *options, name="mnt"):
         """Starts a server of the database, and waits until it serves."""
-        options = ["-debug", "-logtostderr", *options]
-        self.server = self.options.server_class(self.options.program, self.zurl, self.path(name), options)
-        self.at_end(self.server.clean)
-        self.server.wait_ready()
+        self.spawn("-debug", "-logtostderr", *options, name=name).wait_ready()
         self.server.follow()
         if self.history is not None:
             self.tail = self.shown = self.history.head()
