@@ -100,6 +100,10 @@ class Link:
         """Writes bytes as they are."""
         os.write(self._fd, data)
 
+    def copy(self):
+        """A copy of the descriptor."""
+        return os.dup(self._fd)
+
     def send(self, message):
         """Begins a request; its stream."""
         stream = self._next

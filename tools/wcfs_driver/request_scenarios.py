@@ -1,6 +1,7 @@
 """The protocol of watch links: requests and frames, and how they are answered."""
 
 import errno
+import os
 import re
 import signal
 import subprocess
@@ -163,6 +164,52 @@ def bye_and_a_close_without_it_end_a_link(stage):
 
 
 @scenario
+def a_copy_of_the_descriptor_that_is_closed_does_not_end_the_link(stage):
+    stage.make_database()
+    zfile = stage.make_file()
+    at = stage.commit((zfile, {2: "c1"}))
+    server = stage.start()
+    file = stage.open(zfile)
+    link = stage.link()
+    stage.watch(link, zfile, at, {})
+    os.close(link.copy())
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    link.expect_silence("after copies of the descriptor were closed")
+    stage.commit((zfile, {2: "c2"}))
+    stage.access(file, 2, {link: at})
+    server.expect_stats("when copies are gone", WatchLink=1, Watch=1, PinnedBlk=1, pinkill=0)
+
+
+@scenario
+def requests_under_way_are_answered_each_on_its_stream(stage):
+    stage.make_database()
+    zfile, other = stage.make_file(), stage.make_file("other")
+    at = stage.commit((zfile, {2: "c1"}), (other, {0: "A1"}))
+    stage.start()
+    file = stage.open(zfile)
+    stage.open(other)
+    stage.access(file, 2)
+    stage.commit((zfile, {2: "c2"}))
+    link = stage.link()
+    far = (int.from_bytes(at, "big") + (1 << 40)).to_bytes(8, "big")
+    waiting = link.send(f"watch {other.hex} @{tid_text(far)}")
+    pinned = link.send(f"watch {zfile.hex} @{tid_text(at)}")
+    [stream] = expect_pins(link, {(zfile.oid, 2): at})
+    expect('error bad watch: not a watch request: "x"', link.ask("x"), "a bad request, meanwhile")
+    expect("ok", link.ask(f"watch {zfile.hex} -"), "the end of a watch that is being set up")
+    # What was being set up ends with its watch.
+    expect(True, link.reply(pinned).startswith("error "), f"the reply to its set-up: {link.reply(pinned)}")
+    expect(False, link.has_reply(waiting), "there is a reply to a set-up that waits")
+    link.ack(stream)
+    link.expect_silence("after an answer that came late")
+    link.bye()
+    stage.server.expect_stats("when the link is gone", WatchLink=0, Watch=0, PinnedBlk=0, pinkill=0)
+
+
+@scenario
 def bye_cancels_a_pin_that_is_owed_without_a_kill(stage):
     stage.make_database()
     zfile = stage.make_file()
@@ -241,7 +288,8 @@ def a_state_from_before_the_file_is_an_epoch(stage):
     head = stage.history.head()
     link = stage.link()
     text = f"file epoch detected @{tid_text(born.created)} in between (at,head=@{tid_text(head)}]"
-    expect(text_of(born, before) + text, link.ask(f"watch {born.hex} @{tid_text(before)}"), "a watch of before the file")
+    answer = link.ask(f"watch {born.hex} @{tid_text(before)}")
+    expect(text_of(born, before) + text, answer, "a watch as of before the file")
     # The link goes on, and the watch is none: nothing is pinned for it.
     stage.access(file, 1)
     stage.commit((born, {1: "b2"}))

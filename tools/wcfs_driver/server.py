@@ -82,7 +82,8 @@ class Server:
         with open(self._log_path, "ab") as log:
             self.process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        self._zhead = None
+        # Descriptors of what is open for as long as the server is used.
+        self._fds = []
         self._counters = dict.fromkeys(COUNTERS, 0)
         # What must be closed before the mount can go: by their `close`.
         self.open_things = []
@@ -97,14 +98,17 @@ class Server:
             return log.read()
 
     def wait_ready(self, seconds=SOON):
-        """Waits until `.wcfs/zurl` is there. No error but ENOENT means that it is not there yet."""
+        """Waits until `.wcfs/zurl` is there, and keeps it open, as who uses the server. No error but ENOENT means that
+        it is not there yet."""
         deadline = time.monotonic() + seconds
         while True:
             try:
-                with open(self.path(".wcfs/zurl"), "rb") as zurl:
-                    return expect(os.fsencode(self.zurl), zurl.read(), ".wcfs/zurl")
+                zurl = os.open(self.path(".wcfs/zurl"), os.O_RDONLY)
             except FileNotFoundError:
                 pass
+            else:
+                self._fds.append(zurl)
+                return expect(os.fsencode(self.zurl), os.read(zurl, 4096), ".wcfs/zurl")
             if self.process.poll() is not None:
                 raise Failed(f"{self.command} ended with {self.process.returncode}: {self.log()}")
             if time.monotonic() > deadline:
@@ -119,6 +123,7 @@ class Server:
     def follow(self):
         """From now on `expect_head` hears of each commit."""
         self._zhead = os.open(self.path(".wcfs/debug/zhead"), os.O_RDONLY)
+        self._fds.append(self._zhead)
         self._heard = b""
 
     def expect_line(self, tid):
@@ -171,19 +176,14 @@ class Server:
         """Closes what this process has open in the mount."""
         while self.open_things:
             self.open_things.pop().close()
-        if self._zhead is not None:
-            os.close(self._zhead)
-            self._zhead = None
+        while self._fds:
+            os.close(self._fds.pop())
 
     def abandon(self):
         """Closes what is open in a mount whose server is gone, which is an error of each close."""
-        for thing in self.open_things:
+        while self.open_things or self._fds:
             with contextlib.suppress(OSError, Failed):
-                thing.close()
-        self.open_things.clear()
-        with contextlib.suppress(OSError):
-            self.close_all()
-        self._zhead = None
+                self.close_all()
 
     def stop(self):
         """The end by `fusermount -u`: the process ends with 0, and nothing is left."""
