@@ -12,6 +12,13 @@ class Failed(AssertionError):
     """The server does not do what it has to."""
 
 
+class CacheFailed(Failed):
+    """The page cache is not as it has to be."""
+
+    def __init__(self, when, what, wanted, got):
+        super().__init__(f"{what}: {when}\n    expected: {brief(wanted)}\n    got:      {brief(got)}")
+
+
 def brief(value):
     """A value as text of bearable length."""
     if isinstance(value, bytes) and len(value) > 48:

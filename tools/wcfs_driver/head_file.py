@@ -5,14 +5,17 @@ stays inside the block: so what is cached and what is not is exactly what was re
 """
 
 import os
+import time
 
 import posix_memory
-from expect import expect, wait_equal
+from expect import LOOK, CacheFailed, expect
 from history import tid_text
 
 PAGE = posix_memory.PAGE
 # Blocks beyond the end that are mapped too, as the file may grow.
 SPARE_BLOCKS = 8
+# How long the server may take to put the rest of a block into the page cache.
+STORE_SECONDS = 5
 # Bytes of a block from which on half of it holds what the kernel may read ahead.
 LARGE = 1 << 20
 
@@ -33,6 +36,7 @@ class HeadFile:
         # Blocks that are in the page cache, and that were ever read.
         self.cached = set()
         self.accessed = set()
+        self._locked = set()
         state = history.at(rev or all_history.head())
         expect(state.size, self.size, f"size of {self._what}")
         expect(self.block_size, os.fstat(self.fd).st_blksize, f"st_blksize of {self._what}")
@@ -82,6 +86,7 @@ class HeadFile:
         """A read of it was answered."""
         self.accessed.add(block)
         self.cached.add(block)
+        self._locked.discard(block)
 
     def read(self, block):
         """All bytes of a block, by a system call."""
@@ -106,12 +111,23 @@ class HeadFile:
         """Exactly these blocks are in the page cache, each as a whole: what was read comes soon, what was dropped is
         gone already."""
         wanted = dict.fromkeys(sorted(self.cached), "all")
-        expect(set(wanted), set(self._state()), f"blocks of {self._what} that are in the page cache {what}")
-        wait_equal(wanted, self._state, f"blocks of {self._what} in the page cache, and how many pages of them, {what}")
+        if set(wanted) != set(got := self._state()):
+            raise CacheFailed(what, f"blocks of {self._what} that are in the page cache", set(wanted), set(got))
+        deadline = time.monotonic() + STORE_SECONDS
+        while (got := self._state()) != wanted:
+            if time.monotonic() > deadline:
+                raise CacheFailed(what, f"pages of blocks of {self._what} in the page cache", wanted, got)
+            time.sleep(LOOK)
+        # What the server put there is locked, too, once it is mapped.
+        for block in self.cached - self._locked:
+            self._memory.populate(block * self.block_size, self.block_size)
+        self._locked = set(self.cached)
 
     def expect_whole(self, block, what):
         """All of a block is in the page cache."""
-        expect(self.block_size // PAGE, self.pages(block), f"pages of block {block} of {self._what}: {what}")
+        wanted, got = self.block_size // PAGE, self.pages(block)
+        if wanted != got:
+            raise CacheFailed(what, f"pages of block {block} of {self._what}", wanted, got)
 
     def evict(self, block):
         """Drops a block from the page cache, as the kernel does that needs memory."""
@@ -122,3 +138,5 @@ class HeadFile:
         self._memory.lock_part(start, self.block_size)
         expect(0, self.pages(block), f"pages of block {block} of {self._what} after they were evicted")
         self.cached.discard(block)
+        self._locked.discard(block)
+        self._locked.discard(block)

@@ -11,7 +11,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 PROT_NONE, PROT_READ = 0, 1
 MAP_SHARED, MAP_FIXED, MAP_NORESERVE = 0x01, 0x10, 0x4000
 MLOCK_ONFAULT = 1
-MADV_RANDOM, MADV_SEQUENTIAL, MADV_DONTNEED = 1, 2, 4
+MADV_RANDOM, MADV_SEQUENTIAL, MADV_DONTNEED, MADV_POPULATE_READ = 1, 2, 4, 22
 MS_FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -102,6 +102,10 @@ class Memory:
     def advise(self, start, length, advice):
         """madvise"""
         _check(_libc.madvise(self.address + start, length, advice), "madvise")
+
+    def populate(self, start, length):
+        """Maps what is in the page cache, as if each page were touched."""
+        self.advise(start, length, MADV_POPULATE_READ)
 
     def lock_as_it_comes(self):
         """What gets into memory stays there, until it is dropped on purpose."""
