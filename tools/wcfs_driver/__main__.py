@@ -36,7 +36,7 @@ import life_scenarios  # noqa: E402, F401
 import pin_scenarios  # noqa: E402, F401
 import request_scenarios  # noqa: E402, F401
 from expect import CacheFailed  # noqa: E402
-from scenario import scenarios  # noqa: E402
+from scenario import STORAGES, scenarios  # noqa: E402
 from server import abort_connection, fusermount, mounts_below  # noqa: E402
 from stage import Options, Stage  # noqa: E402
 
@@ -47,7 +47,7 @@ def arguments():
     parser.add_argument("names", metavar="SCENARIO", nargs="*", help="all, if none is given")
     parser.add_argument("--list", action="store_true", help="prints the names of all scenarios")
     parser.add_argument("--wcfs", metavar="PROGRAM", help="path of the program")
-    parser.add_argument("--storage", choices=["fs", "zeo"], default="fs",
+    parser.add_argument("--storage", choices=STORAGES, default="fs",
                         help="how the database is reached (%(default)s)")
     parser.add_argument("--limit", type=float, default=60, metavar="SECONDS",
                         help="after which a scenario is stuck: its mount is aborted (%(default)s)")
@@ -60,7 +60,7 @@ def play(name, options, folder):
     began, dropped = time.monotonic(), page_cache_drops()
     try:
         with Stage(options, folder) as stage:
-            scenarios()[name](stage)
+            scenarios(options.storage)[name](stage)
             if stage.server is not None:
                 stage.stop()
     # Whatever it is, the other scenarios are played too.
@@ -142,7 +142,7 @@ def clean(player, folder):
 def main():
     """Plays what is asked for; 1 if something went wrong."""
     args = arguments()
-    known = scenarios()
+    known = scenarios(args.storage)
     if args.list:
         print("\n".join(known))
         return 0

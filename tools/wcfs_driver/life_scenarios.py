@@ -8,7 +8,7 @@ import subprocess
 from database import Database
 from expect import SOON, Failed, expect, expect_errno, wait_until
 from history import History, tid_text
-from scenario import scenario
+from scenario import scenario, scenario_of
 from server import (CONNECTIONS, STATS, abort_connection, expect_dead, fusermount, is_dead_mount, kill_server,
                     mount_entry)
 from stage import put
@@ -101,10 +101,8 @@ def a_database_that_cannot_be_opened_ends_it_before_it_mounts(stage):
         expect(None, mount_entry(mountpoint), "what is mounted")
 
 
-@scenario
+@scenario_of("fs")
 def a_url_with_commas_and_blanks_is_the_source_of_the_mount_byte_for_byte(stage):
-    if stage.options.storage != "fs":
-        return
     folder = "a, b\\c=+é"
     os.makedirs(stage.path(folder))
     stage.make_database(f"{folder}/1.fs")
@@ -219,10 +217,8 @@ def a_connection_that_is_aborted_ends_the_process(stage):
     stage.server = None
 
 
-@scenario
+@scenario_of("fs")
 def an_empty_database_is_served_and_followed(stage):
-    if stage.options.storage != "fs":
-        return
     path = stage.path("1.fs")
     with open(path, "wb") as file:
         file.write(FIRST_BYTES)
@@ -289,10 +285,8 @@ def commits_made_while_nobody_served_are_there_at_the_start(stage):
     wait_until(lambda: stage.server.at() == tid_text(stage.history.head()), "head/at is the last commit")
 
 
-@scenario
+@scenario_of("zeo")
 def a_zeo_server_that_restarts_is_followed_and_nothing_is_missed(stage):
-    if stage.options.storage != "zeo":
-        return
     stage.make_database()
     zfile = stage.make_file()
     at = stage.commit((zfile, {0: "a1", 1: "b1", 2: "c1"}))
@@ -316,10 +310,8 @@ def a_zeo_server_that_restarts_is_followed_and_nothing_is_missed(stage):
     stage.access(file, 1, {link: at})
 
 
-@scenario
+@scenario_of("fs")
 def a_writer_that_packs_does_not_disturb_head(stage):
-    if stage.options.storage != "fs":
-        return
     stage.make_database()
     zfile = stage.make_file()
     for number in range(5):
