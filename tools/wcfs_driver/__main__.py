@@ -11,6 +11,7 @@ sys.dont_write_bytecode = True
 import argparse  # noqa: E402
 import contextlib  # noqa: E402
 import os  # noqa: E402
+import random  # noqa: E402
 import shutil  # noqa: E402
 import signal  # noqa: E402
 import subprocess  # noqa: E402
@@ -34,6 +35,7 @@ import failure_scenarios  # noqa: E402, F401
 import faulty_scenarios  # noqa: E402, F401
 import life_scenarios  # noqa: E402, F401
 import pin_scenarios  # noqa: E402, F401
+import random_scenarios  # noqa: E402, F401
 import request_scenarios  # noqa: E402, F401
 from expect import CacheFailed  # noqa: E402
 from scenario import STORAGES, scenarios  # noqa: E402
@@ -51,6 +53,7 @@ def arguments():
                         help="how the database is reached (%(default)s)")
     parser.add_argument("--limit", type=float, default=60, metavar="SECONDS",
                         help="after which a scenario is stuck: its mount is aborted (%(default)s)")
+    parser.add_argument("--seed", type=int, help="of scenarios that have one, which they print")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -88,7 +91,9 @@ def play_once(name, args):
     """Plays it; the code with which the process ended."""
     print(f"scenario {name}", flush=True)
     folder = tempfile.mkdtemp(prefix="wcfs-driver-")
-    command = [sys.executable, HERE, "--wcfs", args.wcfs, "--storage", args.storage, "--folder", folder, name]
+    seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
+    command = [sys.executable, HERE, "--wcfs", args.wcfs, "--storage", args.storage, "--seed", str(seed),
+               "--folder", folder, name]
     player = subprocess.Popen(command, start_new_session=True)
     try:
         if not has_ended(player.pid, args.limit):
@@ -153,7 +158,7 @@ def main():
         sys.exit("error: no program: give its path by --wcfs")
     args.wcfs = os.path.abspath(args.wcfs)
     if args.folder is not None:
-        return play(args.names[0], Options(args.wcfs, args.storage), args.folder)
+        return play(args.names[0], Options(args.wcfs, args.storage, args.seed), args.folder)
     # An end that is asked for still cleans up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     names = args.names or list(known)

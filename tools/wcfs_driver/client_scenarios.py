@@ -120,9 +120,7 @@ def a_client_of_an_old_state_reads_all_blocks_while_others_commit(stage):
     zfile = stage.make_file(block_size=256 << 10)
     at = stage.commit((zfile, {block: f"{block} at first" for block in range(0, 12, 2)}))
     stage.start()
-    seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}", flush=True)
-    rng = random.Random(seed)
+    rng = stage.random()
     clients = []
     for number in range(3):
         connection = connect(stage, at)

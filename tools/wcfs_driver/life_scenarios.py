@@ -264,6 +264,19 @@ def zhead_says_each_commit_once_to_each_that_reads_it(stage):
 
 
 @scenario
+def a_zhead_that_nobody_reads_holds_up_nothing(stage):
+    stage.make_database()
+    zfile = stage.make_file()
+    server = stage.start()
+    with open(server.path(".wcfs/debug/zhead"), "rb", buffering=0) as idle:
+        tids = [stage.commit((zfile, {number % 4: f"{number}"})) for number in range(60)]
+        said = b""
+        while said.count(b"\n") < len(tids):
+            said += idle.read(4096)
+    expect([tid_text(tid) for tid in tids], said.decode().split("\n")[:-1], "lines that nobody read until now")
+
+
+@scenario
 def zhead_is_only_there_when_debug_is_said(stage):
     stage.make_database()
     server = stage.spawn()

@@ -16,7 +16,10 @@ from scenario import scenario
 from stage import expect_pins
 
 DURATION = r"-?([0-9]+h)?([0-9]+m)?([0-9]+(\.[0-9]+)?(ns|µs|us|ms|s))?"
-READ_LINK = "import os, sys; fd = os.open(sys.argv[1], os.O_RDWR); os.read(fd, 100)"
+READ = "import os, sys; fd = os.open(sys.argv[1], int(sys.argv[2])); os.pread(fd, 100, int(sys.argv[3]))"
+READ_STREAM = "import os, sys; fd = os.open(sys.argv[1], int(sys.argv[2])); os.read(fd, 100)"
+# What the kernel calls read(2) and pread(2).
+CALLS = {READ_STREAM: "0", READ: "17"}
 # Frames that are none, and how they are quoted.
 BAD_FRAMES = (
     (b"zzz hello\n", r'invalid frame: "zzz hello\n" (invalid stream)'),
@@ -33,23 +36,58 @@ def text_of(file, at):
 
 
 @scenario
-def a_read_of_a_link_can_be_killed(stage):
+def a_read_of_a_link_or_of_zhead_can_be_killed(stage):
     stage.make_database()
     server = stage.start()
-    reader = subprocess.Popen([sys.executable, "-c", READ_LINK, server.path("head/watch")])
-    stage.at_end(reader.kill)
-    wait_until(lambda: reading(reader.pid), "a process reads its link")
+    for below, flags in (("head/watch", os.O_RDWR), (".wcfs/debug/zhead", os.O_RDONLY)):
+        reader = start_reader(stage, READ_STREAM, below, flags)
+        is_link = flags == os.O_RDWR
+        server.expect_stats("while it is read", WatchLink=int(is_link), ZHeadLink=1 + int(not is_link))
+        reader.send_signal(signal.SIGKILL)
+        expect(-signal.SIGKILL, reader.wait(SOON), f"the end of a process that is killed while it reads {below}")
+        server.expect_stats("when its process is dead the link is gone", WatchLink=0, ZHeadLink=1, pinkill=0)
+
+
+@scenario
+def a_read_that_waits_for_a_pin_can_be_killed(stage):
+    stage.make_database()
+    zfile = stage.make_file()
+    at = stage.commit((zfile, {2: "c1"}))
+    server = stage.start()
+    file = stage.open(zfile)
+    link = stage.link()
+    stage.watch(link, zfile, at, {})
+    stage.commit((zfile, {2: "c2"}))
+    reader = start_reader(stage, READ, f"head/bigfile/{zfile.hex}", os.O_RDONLY, 2 * zfile.block_size)
+    [stream] = expect_pins(link, {(zfile.oid, 2): at})
     reader.send_signal(signal.SIGKILL)
-    expect(-signal.SIGKILL, reader.wait(SOON), "the end of a process that is killed while it reads its link")
-    server.expect_stats("when its process is dead the link is gone", WatchLink=0, pinkill=0)
+    expect(-signal.SIGKILL, reader.wait(SOON), "the end of a process that is killed while its read waits for a pin")
+    # The pin is owed all the same, and holds.
+    link.ack(stream)
+    link.watches[zfile.oid].pinned[2] = at
+    file.accessed.add(2)
+    expect(zfile.block(2, stage.history.head())[:PAGE], file.first_page(2), "the block in head")
+    link.expect_silence("after the block was pinned")
+    server.expect_stats("nobody was killed for it", PinnedBlk=1, pin=1, pinkill=0)
+    stage.watch(link, zfile, stage.history.head(), {2: None})
 
 
-def reading(pid):
-    """Whether a process waits in read(2) of a FUSE file."""
+def start_reader(stage, program, below, flags, offset=0):
+    """A process that reads a file and waits for it in the kernel."""
+    path = stage.server.path(below)
+    reader = subprocess.Popen([sys.executable, "-c", program, path, str(flags), str(offset)])
+    stage.at_end(reader.kill)
+    wait_until(lambda: waits_in(reader.pid, CALLS[program], path), f"a process waits while it reads {below}")
+    return reader
+
+
+def waits_in(pid, number, path):
+    """Whether a process sleeps in this system call on this file."""
     try:
         with open(f"/proc/{pid}/syscall") as call, open(f"/proc/{pid}/stat") as state:
             words = call.read().split()
-            return words[0] == "0" and int(words[1], 16) > 2 and state.read().rsplit(")", 1)[1].split()[0] in "SD"
+            is_asleep = state.read().rsplit(")", 1)[1].split()[0] in "SD"
+        return words[0] == number and is_asleep and os.readlink(f"/proc/{pid}/fd/{int(words[1], 16)}") == path
     except (OSError, IndexError):
         return False
 

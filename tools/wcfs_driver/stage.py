@@ -6,6 +6,7 @@ A scenario may say by hand what pins it expects; then both must agree.
 
 import contextlib
 import os
+import random
 import threading
 import time
 
@@ -32,9 +33,10 @@ MOST_KEPT = 64
 class Options:
     """What the command line gave."""
 
-    def __init__(self, program, storage):
+    def __init__(self, program, storage, seed):
         self.program = program
         self.storage = storage
+        self.seed = seed
 
 
 class Watch:
@@ -72,6 +74,11 @@ class Stage:
     def path(self, name):
         """A path in the scenario's folder."""
         return os.path.join(self._folder, name)
+
+    def random(self):
+        """Random numbers from the seed, which is said."""
+        print(f"--seed {self.options.seed}", flush=True)
+        return random.Random(self.options.seed)
 
     def at_end(self, action):
         """Something to be done at the end, whatever it is; the last one first."""
