@@ -309,7 +309,13 @@ fn a_commit_of_somebody_else_in_between_ends_it() {
         place.ok(&["init", &name]);
         let target = NativeStore::open(&place.path(&name), Default::default()).unwrap();
         let (source, chosen) = (open(&place.path("Data.fs")), Chosen::default());
-        let what = Import { source: &source, target: &target, chosen: &chosen, verify_all: false };
+        let what = Import {
+            source: &source,
+            oldest: Tid::ZERO,
+            target: &target,
+            chosen: &chosen,
+            verify_all: false,
+        };
         let calls = std::sync::atomic::AtomicU64::new(0);
         let progress = |_: u64| {
             if calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 1 == moment {
@@ -523,6 +529,32 @@ fn random_databases_are_imported() {
         place.ok(&["import", "Data.fs", "s", "--verify"]);
         assert!(check_store(&place.open(), &manifest) > 100);
     }
+}
+
+#[test]
+fn a_database_behind_a_server_is_imported() {
+    let Some(python) = python("a_database_behind_a_server_is_imported") else { return };
+    let place = Place::new();
+    let options = ["--seed", "5", "--files", "3", "--leaf", "3", "--inner", "3", "--block-size", "4096"];
+    let mut writer = Writer::start(&python, &place.path("Data.fs"), &options);
+    let socket = place.path("zeo.sock");
+    writer.ask(&format!("zeo start {}", socket.display()), "zeo");
+    let url = format!("zeo://{}", socket.display());
+    let mut tids = Vec::new();
+    for _ in 0..3 {
+        tids.extend((0..4).map(|_| writer.ask("commit", "tid")));
+        place.ok(&["import", &url, "s"]);
+    }
+    place.ok(&["import", &url, "s", "--verify"]);
+    let store = place.open().as_store();
+    for at in &tids {
+        compare(&mut writer, &store, at);
+    }
+    // The same database without its server.
+    let last = writer.ask("head", "tid");
+    drop(writer);
+    place.ok(&["import", "Data.fs", "s", "--verify"]);
+    assert!(history(&place.open().as_store()).iter().all(|commit| commit.tid.to_string() <= last));
 }
 
 /// The database is never touched.

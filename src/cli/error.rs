@@ -250,7 +250,8 @@ fn of_import(error: &ImportError) -> ExitCode {
         }
         ImportError::NotOurs { .. } | ImportError::NotABeginning { .. } => ExitCode::Conflict,
         ImportError::Differs { .. } => ExitCode::Damaged,
-        ImportError::Source { error, .. } | ImportError::Read(error) => of_read(error),
+        ImportError::Source { error, .. } => of_read(error),
+        ImportError::Read(error) => of_read(error),
         ImportError::Commit(error) => of_commit(error),
     }
 }

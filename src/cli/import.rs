@@ -36,7 +36,7 @@ EXAMPLES
   revfs import Data.fs /data/store arrays/prices arrays/volumes
   revfs import Data.fs /data/store --verify            # all that was ever imported is compared again")]
 pub struct ImportArgs {
-    /// The Data.fs of a ZODB database
+    /// The Data.fs of a ZODB database, or the URL of its server
     #[arg(value_name = "DATABASE")]
     pub source: OsString,
     /// Directory of the store

@@ -91,7 +91,7 @@ pub enum ImportError {
         /// The state.
         tid: Tid,
         /// Why.
-        error: ReadError,
+        error: Box<ReadError>,
     },
     /// A store cannot be read.
     #[error(transparent)]
@@ -306,7 +306,11 @@ impl Importer<'_> {
         at: &ReadTxn,
         touched: &Touched,
     ) -> Result<u64, ImportError> {
-        let failed = |error| ImportError::Source { name: touched.name.clone(), tid: at.at(), error };
+        let failed = |error: ReadError| ImportError::Source {
+            name: touched.name.clone(),
+            tid: at.at(),
+            error: error.into(),
+        };
         let is = live_file(at, touched.file).map_err(failed)?;
         let was = txn.lookup(&touched.name)?.map(|file| txn.file(file)).transpose()?.flatten();
         let (file, was) = match (was, &is) {

@@ -10,7 +10,7 @@ use revfs_protocol::{FileId, Tid};
 use super::blocks::{Pair, all};
 use super::{ImportError, Importer, STEP_COMMITS, Touched};
 use crate::ops::live_file;
-use crate::store::{CommitInfo, Entry, FileMeta, ReadTxn, Store};
+use crate::store::{CommitInfo, Entry, FileMeta, ReadError, ReadTxn, Store};
 
 impl Importer<'_> {
     /// Compares a file as of two states: of the source, and of the target.
@@ -21,7 +21,7 @@ impl Importer<'_> {
     ) -> Result<(), ImportError> {
         let (name, tid) = (touched.name.clone(), at.at());
         let differs = |what: String| Err(ImportError::Differs { name: name.clone(), tid, what });
-        let failed = |error| ImportError::Source { name: name.clone(), tid, error };
+        let failed = |error: ReadError| ImportError::Source { name: name.clone(), tid, error: error.into() };
         let is = live_file(at, touched.file).map_err(failed)?;
         let here = match stored.resolve(&touched.name)? {
             Some(Entry::File(file)) => live_file(stored, file)?,
