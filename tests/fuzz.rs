@@ -82,7 +82,7 @@ fn each_target_has_a_small_corpus() {
     assert_eq!(names, targets);
     let manifest = fs::read_to_string(corpus().join("../Cargo.toml")).unwrap();
     let size = |target: &&str| inputs(target).iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
-    assert!(TARGETS.iter().map(|target| size(target)).sum::<u64>() <= CORPUS_BYTES_MAX);
+    assert!(TARGETS.iter().map(size).sum::<u64>() <= CORPUS_BYTES_MAX);
     for target in TARGETS {
         assert!(manifest.contains(&format!("path = \"fuzz_targets/{target}.rs\"")), "{target}");
     }

@@ -126,6 +126,8 @@ pub enum MountError {
 
 /// How far a mount in the way of WCFS reads ahead: as far as the kernel does by itself.
 const PEER_READAHEAD_BYTES: u32 = 128 << 10;
+/// Unit in which a mount in the way of WCFS tells that it has no space.
+const PEER_UNIT_BYTES: u32 = 2 << 20;
 /// The device through which the kernel talks to servers.
 const DEVICE: &str = "/dev/fuse";
 
@@ -211,7 +213,10 @@ pub fn mount(
             uid: options.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),
             gid: options.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
         },
-        disk_space: Arc::new(move || DiskSpace::of(local_root.as_deref().unwrap_or(Path::new("/")))),
+        disk_space: match options.face.peer {
+            Some(_) => Arc::new(|| DiskSpace { unit_bytes: PEER_UNIT_BYTES, ..DiskSpace::default() }),
+            None => Arc::new(move || DiskSpace::of(local_root.as_deref().unwrap_or(Path::new("/")))),
+        },
         // Clients of WCFS count on blocks that nobody asked for not to be read.
         readahead_bytes: if options.face.peer.is_some() { PEER_READAHEAD_BYTES } else { READAHEAD_BYTES },
     };

@@ -24,6 +24,7 @@ use revfs_protocol::Tid;
 
 use super::Oid;
 use crate::store::follow::{Follower, WatchFlags, Watched};
+pub use bulk::VisitFn;
 pub use error::{Damage, FileStorageError};
 pub use format::{MAGICS, RecordHeader, Status, TransactionHeader};
 pub use load::{BACK_POINTERS_MAX, DATA_BYTES_MAX, Loaded, Peeked};

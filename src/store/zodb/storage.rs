@@ -189,7 +189,7 @@ pub trait Storage: Send + Sync + Debug {
         &self,
         oids: &[Oid],
         at: Tid,
-        visit: &mut dyn FnMut(usize, Option<(Tid, &[u8])>),
+        visit: &mut filestorage::VisitFn<'_>,
     ) -> Result<(), StorageError> {
         self.prefetch(oids, at);
         for (number, oid) in oids.iter().enumerate() {
@@ -343,7 +343,7 @@ impl Storage for FileStorage {
         &self,
         oids: &[Oid],
         at: Tid,
-        visit: &mut dyn FnMut(usize, Option<(Tid, &[u8])>),
+        visit: &mut filestorage::VisitFn<'_>,
     ) -> Result<(), StorageError> {
         Ok(self.load_each(oids, at, visit)?)
     }

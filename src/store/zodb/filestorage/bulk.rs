@@ -14,6 +14,10 @@ use super::load::Peeked;
 use super::window::DataFile;
 use crate::store::zodb::Oid;
 
+/// Takes objects that were loaded: the number of each in the question, and its serial and data, or `None` if it does not
+/// exist.
+pub type VisitFn<'v> = dyn FnMut(usize, Option<(Tid, &[u8])>) + 'v;
+
 /// Bytes between two records that are read rather than jumped over.
 const GAP_BYTES_MAX: u64 = 32 << 10;
 /// Most bytes that are read at once.
@@ -54,12 +58,7 @@ impl FileStorage {
     ///
     /// # Errors
     /// As [`FileStorage::load`]; some may have been visited.
-    pub fn load_each(
-        &self,
-        oids: &[Oid],
-        at: Tid,
-        visit: &mut dyn FnMut(usize, Option<(Tid, &[u8])>),
-    ) -> Result<(), FileStorageError> {
+    pub fn load_each(&self, oids: &[Oid], at: Tid, visit: &mut VisitFn<'_>) -> Result<(), FileStorageError> {
         let (file, end, mut places) = self.places(oids);
         places.sort_unstable();
         let mut buffer = Vec::new();

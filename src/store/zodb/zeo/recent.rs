@@ -48,11 +48,8 @@ impl Recent {
     /// The last transaction at or before `at`, if it is known.
     pub fn newest(&self, at: Tid) -> Option<Tid> {
         let before = self.commits.partition_point(|(tid, _)| *tid <= at);
-        match before.checked_sub(1).and_then(|index| self.commits.get(index)) {
-            Some((tid, _)) => Some(*tid),
-            // It is not said to be one that was there before.
-            None => None,
-        }
+        // One that was there before all of these is not named.
+        before.checked_sub(1).and_then(|index| self.commits.get(index)).map(|(tid, _)| *tid)
     }
 }
 
