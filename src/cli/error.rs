@@ -43,6 +43,14 @@ pub enum CliError {
         /// As given.
         store: String,
     },
+    /// STORE is none that the program `wcfs` serves.
+    #[error(
+        "{store}: is no ZODB database, which is all that wcfs serves: give the URL of one, as in file:///data/1.fs; a store of revfs is mounted by `revfs mount`"
+    )]
+    NotADatabase {
+        /// As given.
+        store: String,
+    },
     /// STORE is a file that is no store.
     #[error(
         "{store}: is a file, and not a store: name a directory made by `revfs init`, or the Data.fs of a ZODB"
@@ -130,6 +138,7 @@ impl CliError {
             CliError::Open(error) => of_open(error),
             CliError::Unserved { .. }
             | CliError::NotAStore { .. }
+            | CliError::NotADatabase { .. }
             | CliError::NotImportable { .. }
             | CliError::WrittenElsewhere { .. } => ExitCode::NotAStore,
             CliError::Import(error) => of_import(error),

@@ -368,6 +368,9 @@ fn mount_options(plan: &MountPlan, users: &Arc<Users>, clock: &Arc<dyn Clock>) -
 
 fn open_store(plan: &MountPlan, clock: &Arc<dyn Clock>) -> Result<Opened, CliError> {
     let root = match open::place(&plan.store)? {
+        Place::Native(_) if plan.peer.is_some() => {
+            return Err(CliError::NotADatabase { store: plan.store.to_string_lossy().into_owned() });
+        }
         Place::Native(root) => root,
         Place::FileStorage(path) => {
             let options = DatabaseOptions { cache_bytes: plan.cache_bytes, ..DatabaseOptions::default() };

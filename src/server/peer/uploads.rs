@@ -137,6 +137,12 @@ impl Upload {
 }
 
 impl Server {
+    /// Blocks that are being loaded or stored.
+    #[cfg(test)]
+    pub(in crate::server) fn uploads_under_way(&self) -> usize {
+        self.peer.as_ref().map_or(0, |peer| peer.uploads.state().queued.len())
+    }
+
     fn upload(self: &Arc<Self>, view: &FileView, target: Target, block: BlockIndex) -> Result<(), ReadError> {
         let (Some(peer), Some(kernel)) = (&self.peer, self.kernel_cache()) else { return Ok(()) };
         let (offset, bytes) = self.load_block(view, block)?;

@@ -73,19 +73,23 @@ fn after_a_part_of_a_block_was_read_the_whole_block_is_cached_and_no_other() {
 
 #[test]
 fn a_block_is_not_stored_that_changed_after_the_state_of_its_read() {
-    let f = peer_fixture(&one_file());
+    // Of the time of the clock: else they would be forgotten at once.
+    let now = Tid::newest_at_unix_ns(START).raw();
+    let f = peer_fixture(&[(now + 10, vec![Edit::Put("a", blocks(1, 4))])]);
     let file = f.store.file_id("a");
     let threads = f.server.start().unwrap();
     f.request(file, 0, BLOCK as usize);
     let old = f.server.head_file(file).unwrap();
-    f.commit(20, &[Edit::Write("a", 0, blocks(2, 1))]);
+    f.commit(now + 20, &[Edit::Write("a", 0, blocks(2, 1))]);
     for block in [0, 1] {
         Upload::of_head(&f.server, &old, (block * BLOCK, 1)).unwrap().start();
     }
-    // That of the other one, which did not change, shows that both had their turn: they are loaded in order on the way to it.
     f.wait_for_call(&format!("store {} {BLOCK} {BLOCK}", file.raw()));
     threads.stop();
-    drop(f.server.kernel_cache());
+    let server = Arc::clone(&f.server);
+    while server.uploads_under_way() > 0 {
+        env::sleep(Duration::from_millis(1));
+    }
     assert!(!f.calls().contains(&format!("store {} 0 {BLOCK}", file.raw())), "{:?}", f.calls());
 }
 

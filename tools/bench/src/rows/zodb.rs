@@ -330,7 +330,7 @@ fn history(row: &Row, base: &mut Base, seed: u64) -> Result<Vec<Pair>> {
     commits(&tracking, before, shown)?;
     // The same question to both, each in its turn.
     let (mut asked, mut sides) = (shown, 0);
-    let result = row.interleave(|side, _| {
+    row.interleave(|side, _| {
         if sides % 2 == 0 {
             shown = refresh(&tracking)?;
             asked = base.commit(seed)?;
@@ -347,8 +347,7 @@ fn history(row: &Row, base: &mut Base, seed: u64) -> Result<Vec<Pair>> {
             COMMIT_BLOCKS => Ok(milliseconds(took)),
             other => Err(BenchError::Wrong(format!("{other} blocks are told, {COMMIT_BLOCKS} changed"))),
         }
-    });
-    result
+    })
 }
 
 fn memory(row: &Row, base: &mut Base, seed: u64, point: &Path, revfs: &Revfs) -> Result<Vec<Pair>> {
