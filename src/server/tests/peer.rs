@@ -247,3 +247,34 @@ fn a_file_that_is_not_known_can_neither_be_watched_nor_be_left() {
     }
     threads.stop();
 }
+
+#[test]
+fn states_of_the_kept_span_before_the_start_can_be_watched() {
+    let at = |seconds: u64| Tid::newest_at_unix_ns(START - seconds * 1_000_000_000).raw();
+    let f = peer_fixture(&[
+        (at(300), vec![Edit::Put("a", blocks(1, 4))]),
+        (at(200), vec![Edit::Write("a", BLOCK, blocks(2, 1))]),
+        (at(100), vec![Edit::Write("a", BLOCK, blocks(3, 2))]),
+    ]);
+    let file = f.store.file_id("a");
+    let threads = f.server.start().unwrap();
+    f.request(file, 0, 4 * BLOCK as usize);
+    let link = f.server.open_link(CLIENT).unwrap();
+    let at = |seconds| Tid::from_raw(at(seconds));
+    f.say(&link, &format!("1 watch {file} @{}", at(200)));
+    let mut pins = String::new();
+    while pins.lines().count() < 2 {
+        pins.push_str(&f.hear(&link));
+    }
+    let mut pins: Vec<&str> = pins.lines().map(|line| line.split_once(' ').unwrap().1).collect();
+    pins.sort_unstable();
+    let expected = [format!("pin {file} #1 @{}", at(200)), format!("pin {file} #2 @{}", at(300))];
+    assert_eq!(pins, expected);
+    for id in [2, 4] {
+        f.say(&link, &format!("{id} ack"));
+    }
+    assert_eq!(f.hear(&link), "1 ok\n");
+    f.say(&link, &format!("3 watch {file} @{}", at(700)));
+    assert!(f.hear(&link).starts_with("3 error setup watch f"));
+    threads.stop();
+}
