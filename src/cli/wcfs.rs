@@ -176,4 +176,12 @@ mod tests {
         }
         assert!(FLAGS.iter().all(|flag| usage().contains(&format!("\n  -{}", flag.name))));
     }
+
+    #[test]
+    fn the_readme_has_each_option() {
+        let readme = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
+        for flag in FLAGS {
+            assert!(readme.contains(&format!("`-{}`", flag.name)), "-{} is not in README.md", flag.name);
+        }
+    }
 }
