@@ -68,7 +68,8 @@ const BUFFERS_KEPT: usize = 32;
 const METAS_KEPT: usize = 4096;
 
 /// What the server asks of whoever caches its answers. Each call returns when the cache holds nothing of it any
-/// more; that nothing was cached is success. Calls come from the notifier thread, which serves no request.
+/// more; that nothing was cached is success. Calls come from threads that serve no request. What only a server with the
+/// manners of WCFS asks has an answer here: nothing is known, and what is given is not kept.
 pub trait KernelCache: Send + Sync {
     /// Drops bytes `[offset, offset + len)` of a file under head; to the end of the file if that overflows.
     fn invalidate_data(&self, file: FileId, offset: u64, len: u64);
@@ -81,13 +82,17 @@ pub trait KernelCache: Send + Sync {
     /// Drops the attributes of the root, where tags are listed.
     fn invalidate_root(&self);
     /// Whether whoever caches knows a file under head, as by a lookup of it.
-    fn knows_head(&self, file: FileId) -> bool;
+    fn knows_head(&self, _file: FileId) -> bool {
+        false
+    }
     /// Whether whoever caches knows the version of a file that was made at `rev`.
-    fn knows_version(&self, file: FileId, rev: Tid) -> bool;
+    fn knows_version(&self, _file: FileId, _rev: Tid) -> bool {
+        false
+    }
     /// Puts bytes of a file under head into the cache. Waits for READs of the same pages that are under way.
-    fn store_head(&self, file: FileId, offset: u64, bytes: &[u8]);
+    fn store_head(&self, _file: FileId, _offset: u64, _bytes: &[u8]) {}
     /// Puts bytes of the version of a file that was made at `rev` into the cache. Waits as `store_head`.
-    fn store_version(&self, file: FileId, rev: Tid, offset: u64, bytes: &[u8]);
+    fn store_version(&self, _file: FileId, _rev: Tid, _offset: u64, _bytes: &[u8]) {}
 }
 
 /// A head that READs are answered from. A READ that has it is not disturbed by later heads.

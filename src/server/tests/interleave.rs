@@ -125,18 +125,6 @@ impl KernelCache for Cache {
     fn invalidate_entry(&self, _dir: DirId, _name: &[u8]) {}
     fn invalidate_directory(&self, _dir: DirId) {}
     fn invalidate_root(&self) {}
-    fn knows_head(&self, _file: FileId) -> bool {
-        true
-    }
-    fn knows_version(&self, _file: FileId, _rev: Tid) -> bool {
-        false
-    }
-    fn store_head(&self, _file: FileId, _offset: u64, _bytes: &[u8]) {
-        unreachable!("this server has its own manners")
-    }
-    fn store_version(&self, _file: FileId, _rev: Tid, _offset: u64, _bytes: &[u8]) {
-        unreachable!("this server has its own manners")
-    }
 }
 
 /// The threads of the client.

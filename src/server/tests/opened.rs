@@ -158,18 +158,6 @@ enum Page {
 }
 
 impl KernelCache for Pages {
-    fn knows_head(&self, _file: FileId) -> bool {
-        true
-    }
-    fn knows_version(&self, _file: FileId, _rev: Tid) -> bool {
-        false
-    }
-    fn store_head(&self, _file: FileId, _offset: u64, _bytes: &[u8]) {
-        unreachable!("this server has its own manners")
-    }
-    fn store_version(&self, _file: FileId, _rev: Tid, _offset: u64, _bytes: &[u8]) {
-        unreachable!("this server has its own manners")
-    }
     fn invalidate_data(&self, file: FileId, offset: u64, len: u64) {
         self.meddler.meet();
         if file == self.file {
