@@ -91,9 +91,8 @@ fn a_file_has_no_past_before_it_was_made_and_none_after_it_was_removed() {
     let b = crate::link::file_id(&stage.live.head("b"));
     let mut link = stage.link();
     let (pins, answer) = link.ask_and_ack(&format!("watch {b} @{t1}"));
-    // The rest of the text does not go into a frame.
     let epoch = |rev: &str, at: &str| {
-        format!("error setup watch f{b} @{at}: file epoch detected @{rev} in between (at,head=@")
+        format!("error setup watch f{b} @{at}: file epoch detected @{rev} in between (at,head=@{rev}]")
     };
     assert_eq!((pins.len(), answer), (0, epoch(&t2, &t1)));
     assert_eq!(stage.live.stat("watches"), 0, "it is not there after an error");

@@ -299,8 +299,8 @@ mod tests {
             assert_eq!(frame.line(), &expected.as_bytes()[..expected.len() - 1]);
             assert_eq!(frame, FrameText::print(format_args!("{}", expected.trim_end())));
         }
-        let parts = FrameText::print(format_args!("{}{}", "x".repeat(118) + "\u{e9}", "after"));
-        assert_eq!(&*parts, ("x".repeat(118) + "\n").as_bytes(), "nothing follows what was cut");
+        let parts = FrameText::print(format_args!("{}{}", "x".repeat(142) + "\u{e9}", "after"));
+        assert_eq!(&*parts, ("x".repeat(142) + "\n").as_bytes(), "nothing follows what was cut");
     }
 
     proptest! {

@@ -61,7 +61,7 @@ fn a_server_that_breaks_the_protocol_is_left() {
         (&b"hello\n"[..], r#"invalid frame: "hello\n""#),
         (b"2 pin x #0 @head\n", "\"pin x #0 @head\" on stream 2"),
         (b"99 ok\n", "99: reply on unexpected stream"),
-        (&[b'x'; 200], "line of more than 120 bytes"),
+        (&[b'x'; 200], "line of more than 144 bytes"),
         (beyond.as_bytes(), "that state was not asked for"),
     ] {
         let fake = Fake::new();
