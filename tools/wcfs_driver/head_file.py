@@ -100,7 +100,12 @@ class HeadFile:
 
     def pages(self, block):
         """How many pages of a block are in the page cache."""
-        return self._memory.pages_present(block * self.block_size, self.block_size)
+        return sum(self._memory.pages_present(block * self.block_size, self.block_size))
+
+    def absent(self, block):
+        """Numbers of pages of a block that are not in the page cache."""
+        present = self._memory.pages_present(block * self.block_size, self.block_size)
+        return [number for number, is_there in enumerate(present) if not is_there]
 
     def _state(self):
         all_pages = self.block_size // PAGE
@@ -116,6 +121,7 @@ class HeadFile:
         deadline = time.monotonic() + STORE_SECONDS
         while (got := self._state()) != wanted:
             if time.monotonic() > deadline:
+                got = {block: f"{pages}, without {self.absent(block)}" for block, pages in got.items()}
                 raise CacheFailed(what, f"pages of blocks of {self._what} in the page cache", wanted, got)
             time.sleep(LOOK)
         # What the server put there is locked, too, once it is mapped.
