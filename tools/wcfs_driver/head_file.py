@@ -16,6 +16,8 @@ PAGE = posix_memory.PAGE
 SPARE_BLOCKS = 8
 # How long the server may take to put the rest of a block into the page cache.
 STORE_SECONDS = 5
+# So few pages of a block are taken for lost; a server that does not store blocks leaves more.
+MOST_LOST = 16
 # Bytes of a block from which on half of it holds what the kernel may read ahead.
 LARGE = 1 << 20
 
@@ -37,6 +39,7 @@ class HeadFile:
         self.cached = set()
         self.accessed = set()
         self._locked = set()
+        self._lost = None
         state = history.at(rev or all_history.head())
         expect(state.size, self.size, f"size of {self._what}")
         expect(self.block_size, os.fstat(self.fd).st_blksize, f"st_blksize of {self._what}")
@@ -100,7 +103,12 @@ class HeadFile:
 
     def pages(self, block):
         """How many pages of a block are in the page cache."""
-        return self._memory.pages_present(block * self.block_size, self.block_size)
+        return sum(self._memory.pages_present(block * self.block_size, self.block_size))
+
+    def absent(self, block):
+        """Numbers of pages of a block that are not in the page cache."""
+        present = self._memory.pages_present(block * self.block_size, self.block_size)
+        return [number for number, is_there in enumerate(present) if not is_there]
 
     def _state(self):
         all_pages = self.block_size // PAGE
@@ -116,12 +124,31 @@ class HeadFile:
         deadline = time.monotonic() + STORE_SECONDS
         while (got := self._state()) != wanted:
             if time.monotonic() > deadline:
+                if self._touch_lost_pages():
+                    deadline = time.monotonic() + STORE_SECONDS
+                    continue
+                got = {block: f"{pages}, without {self.absent(block)}" for block, pages in got.items()}
                 raise CacheFailed(what, f"pages of blocks of {self._what} in the page cache", wanted, got)
             time.sleep(LOOK)
         # What the server put there is locked, too, once it is mapped.
         for block in self.cached - self._locked:
             self._memory.populate(block * self.block_size, self.block_size)
         self._locked = set(self.cached)
+
+    def _touch_lost_pages(self):
+        """Touches what is absent of blocks, if that is few single pages: the kernel loses some now and then, long after
+        all of the block was there. The server has to bring them again; it is said. Whether there was something to
+        touch, and it was not touched before."""
+        lost = {block: self.absent(block) for block in self.cached}
+        lost = {block: pages for block, pages in lost.items() if pages}
+        if not lost or max(map(len, lost.values())) > MOST_LOST or lost == self._lost:
+            return False
+        self._lost = lost
+        print(f"pages of {self._what} got lost and are touched again, by block: {lost}", flush=True)
+        for block, pages in lost.items():
+            for page in pages:
+                self.page(block, page * PAGE)
+        return True
 
     def expect_whole(self, block, what):
         """All of a block is in the page cache."""

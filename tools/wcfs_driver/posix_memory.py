@@ -120,8 +120,8 @@ class Memory:
         _check(_libc.mlock2(self.address + start, length, MLOCK_ONFAULT), "mlock2")
 
     def pages_present(self, start, length):
-        """How many pages of a part are in the page cache."""
+        """For each page of a part, whether it is in the page cache."""
         pages = (length + PAGE - 1) // PAGE
         states = ctypes.create_string_buffer(pages)
         _check(_libc.mincore(self.address + start, length, states), "mincore")
-        return sum(state & 1 for state in states.raw)
+        return [bool(state & 1) for state in states.raw[:pages]]
