@@ -350,9 +350,9 @@ fn go_on(scene: &mut Scene, what: &str) {
     scene.check(what, true);
     // What is forgotten is made up for by the store.
     let all_past = START + 1_000_000 * STEP;
-    scene.server.history.forget(scene.tids[2], all_past);
+    scene.server.history.forget(scene.tids[2], scene.tids[2], all_past);
     scene.check(what, false);
-    scene.server.history.forget(scene.server.shown(), all_past);
+    scene.server.history.forget(scene.server.shown(), scene.server.shown(), all_past);
     scene.check(what, false);
 }
 
