@@ -155,8 +155,11 @@ impl History {
         let of = |known: BlockRev| known.exact.then_some(known.rev);
         if at > since || since == Tid::ZERO {
             // Of the time before, this index may lack changes.
-            let known = of(self.index.load().block_rev_at(txn, file, block, at)?).filter(|rev| *rev > since);
-            if known.is_some() || since == Tid::ZERO {
+            let index = self.index.load();
+            let known = of(index.block_rev_at(txn, file, block, at)?).filter(|rev| *rev > since);
+            // Looked at after the question, for the tail only grows: what it has passed may be missing between the two.
+            let forgotten = index.window().0 > since;
+            if known.is_some() || since == Tid::ZERO || forgotten {
                 return Ok(known);
             }
         }

@@ -39,13 +39,13 @@ impl Opened {
         self.by_file
     }
 
+    /// Whether a file needs no note: it has one, or none is needed for this store.
+    pub(super) fn is_noted(&self, file: FileId) -> bool {
+        !self.by_file || self.notes.read().unwrap_or_else(PoisonError::into_inner).since.contains_key(&file)
+    }
+
     /// Notes a file; before the head is taken that it is looked at in.
     pub(super) fn note(&self, file: FileId) {
-        if !self.by_file
-            || self.notes.read().unwrap_or_else(PoisonError::into_inner).since.contains_key(&file)
-        {
-            return;
-        }
         let mut notes = self.notes.write().unwrap_or_else(PoisonError::into_inner);
         let published = notes.published;
         notes.since.entry(file).or_insert(published);
