@@ -39,7 +39,7 @@ impl BufferPool {
         let size = Memory::size_for(len.max(self.least));
         // Not one that is far too large: it may be held for long.
         let memory = self.reuse(size, size * 2).unwrap_or_else(|| Memory::new(size));
-        ReadBuffer { memory, len, pool: Arc::clone(self) }
+        ReadBuffer { memory, from: 0, len, pool: Arc::clone(self) }
     }
 
     /// A buffer of `len` bytes with arbitrary content that is to be kept, say in a cache: it takes no more than its
@@ -51,7 +51,7 @@ impl BufferPool {
             false => Memory::in_small_pages(size),
         };
         let memory = self.reuse(size, size).unwrap_or_else(make);
-        ReadBuffer { memory, len, pool: Arc::clone(self) }
+        ReadBuffer { memory, from: 0, len, pool: Arc::clone(self) }
     }
 
     /// Memory of `least` to `most` bytes that nobody uses.
@@ -90,6 +90,7 @@ impl BufferPool {
 #[derive(Debug)]
 pub struct ReadBuffer {
     memory: Memory,
+    from: usize,
     len: usize,
     pool: Arc<BufferPool>,
 }
@@ -105,6 +106,13 @@ impl ReadBuffer {
         }
     }
 
+    /// Hides the first `count` of the bytes that it shows, all if it has fewer. What it shows is not aligned any more.
+    pub fn skip(&mut self, count: usize) {
+        let count = count.min(self.len);
+        self.from += count;
+        self.len -= count;
+    }
+
     /// Shows only the first `len` bytes from now on. No effect if it has fewer.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
@@ -114,13 +122,13 @@ impl ReadBuffer {
 impl std::ops::Deref for ReadBuffer {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.memory.bytes()[..self.len]
+        &self.memory.bytes()[self.from..self.from + self.len]
     }
 }
 
 impl std::ops::DerefMut for ReadBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.memory.bytes_mut()[..self.len]
+        &mut self.memory.bytes_mut()[self.from..self.from + self.len]
     }
 }
 

@@ -4,16 +4,14 @@
 //! is an error, never cut. The revision of a block that is told here is that of the newest record on the way to it: nothing of
 //! the block changed after it, and the bytes are the same at any state from it on.
 
-use std::collections::BTreeMap;
-
 use revfs_protocol::{BlockCount, BlockIndex, Tid};
 
 use super::Oid;
 use super::error::ZodbError;
 use super::nodes::{FileNode, Nodes};
-use super::objects::{self, Class, Object};
+use super::objects::{self, Class, Object, PlainBytes};
 use super::storage::Peeked;
-use crate::store::{BlockData, BlockRun};
+use crate::store::{BlockData, BlockRun, ReadBuffer};
 
 impl Nodes {
     /// Size of a file, bytes.
@@ -60,7 +58,8 @@ impl Nodes {
         (skip, block_size): (usize, usize),
         into: &mut [u8],
     ) -> Result<(), ZodbError> {
-        if self.read_plain(oid, at, (skip, block_size), into)? {
+        if let Some(bytes) = self.plain(oid, at, (skip, block_size), into.len())? {
+            copy_padded(&bytes, into);
             return Ok(());
         }
         let what = "it does not exist, and a file has it as a block; check the database with ZODB's fsrefs";
@@ -83,31 +82,24 @@ impl Nodes {
         }
     }
 
-    /// Reads a block whose record has its bytes in one piece, without the rest of it. `false` if it is another one.
-    fn read_plain(
+    /// At most `len` bytes from `skip` on of a block whose record has them in one piece, read without the rest of it; what
+    /// lacks is zero. `None` if it is another one.
+    pub fn plain(
         &self,
         oid: Oid,
         at: Tid,
         (skip, block_size): (usize, usize),
-        into: &mut [u8],
-    ) -> Result<bool, ZodbError> {
-        let wanted = into.len() as u64;
-        let mut have = 0;
+        len: usize,
+    ) -> Result<Option<ReadBuffer>, ZodbError> {
         let mut part = |peeked: &Peeked| {
             let (class, bytes) = objects::plain_bytes(&peeked.start, peeked.len)?;
             if class != Class::Blk0 || bytes.end - bytes.start > block_size as u64 {
                 return None;
             }
             let from = (bytes.start + skip as u64).min(bytes.end);
-            have = wanted.min(bytes.end - from);
-            Some(from..from + have)
+            Some(from..bytes.end.min(from + len as u64))
         };
-        let read = self.storage().read_part(oid, at, &mut part, into)?;
-        if read {
-            // What its object lacks is zero.
-            into.get_mut(usize::try_from(have).unwrap_or(usize::MAX)..).unwrap_or_default().fill(0);
-        }
-        Ok(read)
+        Ok(self.storage().read_part(oid, at, &mut part)?)
     }
 
     fn read_chunks(
@@ -118,28 +110,33 @@ impl Nodes {
         into: &mut [u8],
     ) -> Result<(), ZodbError> {
         let wrong = |what| ZodbError::Structure { oid, at, what };
-        let mut chunks: BTreeMap<usize, Oid> = BTreeMap::new();
+        // By offset: walks go in the order of keys.
+        let mut chunks: Vec<(usize, Oid)> = Vec::new();
         self.walk((tree, oid, serial), Class::IntTree, at, i64::MIN..=i64::MAX, &mut |leaf| {
             for (key, chunk) in leaf.entries {
                 let offset = usize::try_from(*key).ok().filter(|offset| *offset < block_size);
                 let offset = offset.ok_or_else(|| wrong("a chunk of it lies outside of the block"))?;
-                chunks.insert(offset, chunk.oid);
+                if chunks.last().is_some_and(|(last, _)| *last >= offset) {
+                    return Err(wrong("its chunks are not in order"));
+                }
+                chunks.push((offset, chunk.oid));
             }
             Ok(())
         })?;
         into.fill(0);
         let (from, to) = (skip, skip + into.len());
         // The last one before may reach into what is asked for.
-        let first = chunks.range(..=from).next_back().map_or(from, |(offset, _)| *offset);
-        let wanted: Vec<(usize, Oid)> =
-            chunks.range(first..to).map(|(offset, chunk)| (*offset, *chunk)).collect();
+        let first = chunks.partition_point(|(offset, _)| *offset <= from).saturating_sub(1);
+        let behind = chunks.partition_point(|(offset, _)| *offset < to);
+        let wanted = chunks.get(first..behind).unwrap_or_default();
+        let mut reader = PlainBytes::default();
         let oids: Vec<Oid> = wanted.iter().map(|(_, chunk)| *chunk).collect();
         let mut failed = None;
         self.storage().load_each(&oids, at, &mut |number, loaded| {
             let Some((offset, chunk)) = wanted.get(number).copied() else { return };
-            let end = chunks.range(offset + 1..).next().map_or(block_size, |(next, _)| *next);
+            let end = chunks.get(first + number + 1).map_or(block_size, |(next, _)| *next);
             let copied = match loaded {
-                Some(loaded) => copy_chunk(chunk, oid, loaded, |bytes| {
+                Some(loaded) => copy_chunk(&mut reader, (chunk, oid), loaded, |bytes| {
                     if offset + bytes.len() > end {
                         return Err(wrong("its chunks overlap, or go beyond the block"));
                     }
@@ -160,12 +157,12 @@ impl Nodes {
 
 /// Gives the bytes of a chunk to `copy`.
 fn copy_chunk(
-    chunk: Oid,
-    by: Oid,
+    reader: &mut PlainBytes,
+    (chunk, by): (Oid, Oid),
     (serial, data): (Tid, &[u8]),
     copy: impl FnOnce(&[u8]) -> Result<(), ZodbError>,
 ) -> Result<(), ZodbError> {
-    if let Some((Class::Data, bytes)) = objects::plain_bytes(data, data.len() as u64) {
+    if let Some((Class::Data, bytes)) = reader.find(data, data.len() as u64) {
         let bytes = usize::try_from(bytes.start).ok().zip(usize::try_from(bytes.end).ok());
         if let Some(bytes) = bytes.and_then(|(start, end)| data.get(start..end)) {
             return copy(bytes);

@@ -7,7 +7,7 @@
 //! it grows: 16 in a leaf, and a slot in a table that leads from a written block to where it stands.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use revfs_protocol::{BlockCount, BlockIndex, BlockSize, FileId, Tid};
 
@@ -20,6 +20,9 @@ use crate::store::FileChange;
 
 /// Blocks of a file that changed, as (first, count) in order.
 type BlockRuns = Vec<(BlockIndex, BlockCount)>;
+
+/// Keys and the blocks that they mean.
+type Placed = Vec<(i64, Oid)>;
 
 /// A node of a tree, as of the state.
 #[derive(Clone, Debug)]
@@ -102,9 +105,19 @@ struct TreeDelta {
     come: HashMap<Oid, Known>,
     /// Nodes that are as they were, below another node now.
     moved: Vec<(Oid, Option<Oid>)>,
-    /// Where blocks were, and are, under all these.
-    before: BTreeMap<i64, Oid>,
-    after: BTreeMap<i64, Oid>,
+    /// Where blocks were, and are, under all these; in the order of keys.
+    before: Placed,
+    after: Placed,
+}
+
+impl TreeDelta {
+    /// Blocks that are no more where they were, and those that came: each with its key, in order.
+    fn moves(&self) -> (Placed, Placed) {
+        let lacks = |all: &[(i64, Oid)], entry: &(i64, Oid)| all.binary_search(entry).is_err();
+        let gone = self.before.iter().filter(|entry| lacks(&self.after, entry)).copied().collect();
+        let come = self.after.iter().filter(|entry| lacks(&self.before, entry)).copied().collect();
+        (gone, come)
+    }
 }
 
 impl FileTree {
@@ -150,9 +163,7 @@ impl FileTree {
         if written.iter().any(|oid| parts.nodes.contains_key(oid)) {
             match tree_delta(nodes, (self.oid, file.tree), &parts.nodes, tid, written) {
                 Ok(delta) => {
-                    let keys = delta.before.iter().chain(&delta.after).map(|(key, _)| *key);
-                    changed.extend(keys.filter(|key| delta.before.get(key) != delta.after.get(key)));
-                    parts.apply(delta);
+                    changed.extend(parts.apply(delta));
                     self.size = parts.size(&file).unwrap_or(old_size);
                 }
                 Err(error) if !is_lost(&error) => return Err(error),
@@ -217,19 +228,18 @@ impl FileTree {
 }
 
 impl Parts {
-    fn apply(&mut self, delta: TreeDelta) {
+    /// Makes it what it is after these changes; answers the keys that mean something else now.
+    fn apply(&mut self, delta: TreeDelta) -> Vec<i64> {
+        let (gone, come) = delta.moves();
         for oid in &delta.gone {
             self.nodes.remove(oid);
         }
-        for (key, block) in &delta.before {
-            if delta.after.get(key) != Some(block) {
-                self.places.remove(*block, *key);
-            }
+        for (key, block) in &gone {
+            self.places.remove(*block, *key);
         }
-        for (key, block) in &delta.after {
-            if delta.before.get(key) != Some(block) {
-                self.places.add(*block, *key);
-            }
+        self.places.first.reserve(come.len());
+        for (key, block) in &come {
+            self.places.add(*block, *key);
         }
         for (oid, parent) in delta.moved {
             if let Some(node) = self.nodes.get_mut(&oid) {
@@ -237,6 +247,7 @@ impl Parts {
             }
         }
         self.nodes.extend(delta.come);
+        gone.into_iter().chain(come).map(|(key, _)| key).collect()
     }
 
     /// The size that the greatest key gives.
@@ -311,8 +322,8 @@ fn tree_delta(
         gone: Vec::new(),
         come: HashMap::new(),
         moved: Vec::new(),
-        before: BTreeMap::new(),
-        after: BTreeMap::new(),
+        before: Vec::new(),
+        after: Vec::new(),
     };
     let stale = stale_nodes(known, written);
     let mut kept: HashSet<Oid> = HashSet::new();
@@ -341,12 +352,7 @@ fn tree_delta(
             _ => Part::Leaf(Box::default()),
         };
         if let Part::Leaf(entries) = &what {
-            for (key, block) in entries {
-                if delta.after.insert(*key, *block).is_some() {
-                    let what = "a block stands in its tree twice";
-                    return Err(ZodbError::Structure { oid: root, at, what });
-                }
-            }
+            delta.after.extend(entries);
         }
         match delta.come.entry(oid) {
             Entry::Vacant(free) => drop(free.insert(Known { parent, what })),
@@ -363,8 +369,14 @@ fn tree_delta(
         delta.gone.push(oid);
         match &node.what {
             Part::Inner(children) => behind.extend(children),
-            Part::Leaf(entries) => delta.before.extend(entries.iter().copied()),
+            Part::Leaf(entries) => delta.before.extend(entries),
         }
+    }
+    delta.before.sort_unstable();
+    delta.after.sort_unstable();
+    if delta.after.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+        let what = "a block stands in its tree twice";
+        return Err(ZodbError::Structure { oid: root, at, what });
     }
     Ok(delta)
 }

@@ -22,6 +22,8 @@ use super::storage::{Peeked, Storage};
 pub const DEPTH_MAX: usize = 64;
 /// Most empty leaves that are passed on the way to the last key.
 const EMPTY_LEAVES_MAX: usize = 100_000;
+/// Serials that are kept, 24 bytes each.
+const SERIALS_KEPT: usize = 1 << 16;
 /// About what a decoded record takes beside its entries, bytes.
 const NODE_OVERHEAD_BYTES: u64 = 128;
 
@@ -93,6 +95,8 @@ pub struct LeafView<'a> {
 pub struct Nodes {
     storage: Arc<dyn Storage>,
     decoded: Cache<(Oid, Tid), Arc<Node>, ByEntries>,
+    /// Serials of objects that were looked at as of a state, so that a look at the same needs no read.
+    serials: Cache<(Oid, Tid), Tid>,
 }
 
 /// A node that a walk has still to visit.
@@ -108,7 +112,8 @@ impl Nodes {
     /// The objects of a storage; `cache_bytes` of decoded ones are kept.
     pub fn new(storage: Arc<dyn Storage>, cache_bytes: u64) -> Nodes {
         let items = usize::try_from(cache_bytes / 1024).unwrap_or(usize::MAX).max(16);
-        Nodes { storage, decoded: Cache::with_weighter(items, cache_bytes, ByEntries) }
+        let decoded = Cache::with_weighter(items, cache_bytes, ByEntries);
+        Nodes { storage, decoded, serials: Cache::new(SERIALS_KEPT) }
     }
 
     /// Where the records are.
@@ -136,8 +141,14 @@ impl Nodes {
 
     /// An object and its serial; None if it does not exist.
     pub fn node(&self, oid: Oid, at: Tid) -> Result<Option<(Tid, Arc<Node>)>, ZodbError> {
+        if let Some(serial) = self.serials.get(&(oid, at))
+            && let Some(known) = self.decoded.get(&(oid, serial))
+        {
+            return Ok(Some((serial, known)));
+        }
         let Some(peeked) = self.storage.peek(oid, at)? else { return Ok(None) };
         let serial = peeked.serial;
+        self.serials.insert((oid, at), serial);
         if let Some(known) = self.decoded.get(&(oid, serial)) {
             return Ok(Some((serial, known)));
         }

@@ -13,7 +13,7 @@ use std::fmt;
 
 use super::Oid;
 use super::pickle::{ClassName, PickleError, Pickles, Reference, Value, ValueId};
-pub use plain::plain_bytes;
+pub use plain::{PlainBytes, plain_bytes};
 pub use tree::{Bucket, Node, Tree};
 
 /// The classes that files are made of.

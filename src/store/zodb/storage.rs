@@ -15,6 +15,7 @@ use revfs_protocol::Tid;
 use super::Oid;
 use super::filestorage::{self, FileStorage, FileStorageError};
 use super::zeo::ZeoError;
+use crate::store::buffer::ReadBuffer;
 
 /// The state of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,9 +165,9 @@ pub trait Storage: Send + Sync + Debug {
     /// As [`Storage::load`].
     fn peek(&self, oid: Oid, at: Tid) -> Result<Option<Peeked>, StorageError>;
 
-    /// Reads a part of the data of an object as of `at` straight to where it goes: `part` is given what [`Storage::peek`]
-    /// answers, and says which bytes of the data go to the beginning of `into`. `false` if it says none, there is no such
-    /// object, or the storage has no such way: then it is to be loaded.
+    /// Reads a part of the data of an object as of `at`, without the rest: `part` is given what [`Storage::peek`] answers, and
+    /// says which bytes of the data are wanted. `None` if it says none, there is no such object, or the storage has no
+    /// such way: then it is to be loaded.
     ///
     /// # Errors
     /// As [`Storage::load`].
@@ -175,9 +176,8 @@ pub trait Storage: Send + Sync + Debug {
         _oid: Oid,
         _at: Tid,
         _part: &mut dyn FnMut(&Peeked) -> Option<Range<u64>>,
-        _into: &mut [u8],
-    ) -> Result<bool, StorageError> {
-        Ok(false)
+    ) -> Result<Option<ReadBuffer>, StorageError> {
+        Ok(None)
     }
 
     /// Loads many objects as of `at`, and gives each to `visit` with its number in `oids`, in any order: its serial and
@@ -333,10 +333,9 @@ impl Storage for FileStorage {
         oid: Oid,
         at: Tid,
         part: &mut dyn FnMut(&Peeked) -> Option<Range<u64>>,
-        into: &mut [u8],
-    ) -> Result<bool, StorageError> {
+    ) -> Result<Option<ReadBuffer>, StorageError> {
         let mut part = |peeked: &filestorage::Peeked| part(&Peeked::from(peeked.clone()));
-        Ok(self.read_part(oid, at, &mut part, into)?)
+        Ok(self.read_part(oid, at, &mut part)?)
     }
 
     fn load_each(

@@ -14,18 +14,20 @@ use revfs_protocol::Tid;
 
 use super::error::{Damage, FileStorageError};
 use super::format::{FIRST_TRANSACTION, MAGICS};
-use crate::store::buffer::{BUFFER_ALIGN, BufferPool};
+use crate::store::buffer::{BUFFER_ALIGN, BufferPool, ReadBuffer};
 use crate::store::zodb::Oid;
 
 /// Bytes read at once where reading goes on in order.
-const WINDOW_BYTES: usize = 64 << 10;
+const WINDOW_BYTES: usize = 256 << 10;
+/// A jump over less than this is still reading in order: to skip so little costs more than to read it.
+const GAP_BYTES: u64 = 32 << 10;
 /// Bytes read at once after a jump over data, which likely is followed by another.
 const JUMP_BYTES: usize = 4 << 10;
 
 /// Reads of fewer bytes go through the page cache, which reads ahead and keeps what is read again.
 const DIRECT_BYTES_MIN: usize = 128 << 10;
-/// Buffers for reads past it that are kept.
-const ALIGNED_KEPT: usize = 8;
+/// Buffers that are kept for reuse.
+const BUFFERS_KEPT: usize = 16;
 
 /// The same file once more, for reads past the page cache.
 fn open_direct(file: &File) -> Option<File> {
@@ -33,6 +35,22 @@ fn open_direct(file: &File) -> Option<File> {
     // By its number: what has its name may be another file already.
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path).ok()
+}
+
+/// Reads at `pos` until at least `wanted` bytes are there, in whole sectors but at the end of the file. `false`: it cannot.
+fn fill(file: &File, pos: u64, buffer: &mut [u8], wanted: usize) -> bool {
+    let mut have = 0;
+    while have < wanted {
+        match file.read_at(&mut buffer[have..], pos + have as u64) {
+            Ok(count) if count > 0 && (count.is_multiple_of(BUFFER_ALIGN) || have + count >= wanted) => {
+                have += count
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // The end, or an error: the way through the page cache tells which.
+            _ => return false,
+        }
+    }
+    true
 }
 
 /// What tells one file from another that takes its place.
@@ -55,7 +73,7 @@ pub struct DataFile {
     file: File,
     /// The same, opened for reads past the page cache; none where the filesystem has no such reads.
     direct: Option<File>,
-    aligned: Arc<BufferPool>,
+    pool: Arc<BufferPool>,
     path: PathBuf,
     identity: FileIdentity,
     /// The oldest state that is whole; found out when it is asked for.
@@ -77,7 +95,7 @@ impl DataFile {
         let identity = FileIdentity::of(&file.metadata().map_err(open)?);
         let data = DataFile {
             direct: open_direct(&file),
-            aligned: BufferPool::new(ALIGNED_KEPT, 0),
+            pool: BufferPool::new(BUFFERS_KEPT, 0),
             file,
             path: path.to_owned(),
             identity,
@@ -143,31 +161,21 @@ impl DataFile {
         Ok(have)
     }
 
-    /// Fills the buffer past the page cache; `false` if that cannot be done, or is not worth it, and nothing was read.
-    pub fn read_direct(&self, pos: u64, into: &mut [u8]) -> bool {
-        let Some(direct) = self.direct.as_ref().filter(|_| into.len() >= DIRECT_BYTES_MIN) else {
-            return false;
-        };
-        let skip = pos % BUFFER_ALIGN as u64;
-        let Some(start) = usize::try_from(skip).ok() else { return false };
-        let mut aligned = self.aligned.take((start + into.len()).next_multiple_of(BUFFER_ALIGN));
-        let mut have = 0;
-        // The last sector may end behind the file.
-        while have < start + into.len() {
-            match direct.read_at(&mut aligned[have..], pos - skip + have as u64) {
-                Ok(count)
-                    if count > 0
-                        && (count.is_multiple_of(BUFFER_ALIGN) || have + count >= start + into.len()) =>
-                {
-                    have += count;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The end, or an error: the other way tells which.
-                _ => return false,
-            }
+    /// `len` bytes at `pos`, past the page cache if that is worth it.
+    ///
+    /// # Errors
+    /// The operating system fails the read, or the file ends before.
+    pub fn read_piece(&self, pos: u64, len: usize) -> Result<ReadBuffer, FileStorageError> {
+        let skip = usize::try_from(pos % BUFFER_ALIGN as u64).unwrap_or(0);
+        let mut buffer = self.pool.take((skip + len).next_multiple_of(BUFFER_ALIGN));
+        let direct = self.direct.as_ref().filter(|_| len >= DIRECT_BYTES_MIN);
+        let read = direct.is_some_and(|file| fill(file, pos - skip as u64, &mut buffer, skip + len));
+        buffer.skip(skip);
+        buffer.truncate(len);
+        if !read {
+            self.read_exact(pos, &mut buffer)?;
         }
-        into.copy_from_slice(&aligned[start..start + into.len()]);
-        true
+        Ok(buffer)
     }
 
     /// Fills the buffer.
@@ -220,7 +228,7 @@ impl Window {
             return Ok(bytes);
         }
         let end = self.start + self.buffer.len() as u64;
-        let in_order = (self.start..=end).contains(&pos);
+        let in_order = (self.start..=end + GAP_BYTES).contains(&pos);
         self.buffer.resize(if in_order { WINDOW_BYTES } else { JUMP_BYTES }, 0);
         self.start = pos;
         let read = self.file.read_up_to(pos, &mut self.buffer);

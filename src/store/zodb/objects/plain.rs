@@ -8,13 +8,39 @@ use crate::store::zodb::pickle::Pickles;
 /// The class and where the bytes are of an object that is nothing else, by the beginning of its record and the length
 /// of the whole. `None` if it is another one, or written in another form: then all of it is to be read.
 pub fn plain_bytes(start: &[u8], len: u64) -> Option<(Class, Range<u64>)> {
-    let mut pickles = Pickles::new(start);
-    let first = pickles.read_next().ok()?;
-    let class = Class::of(class_of(&pickles, first)?);
-    if !matches!(class, Class::Blk0 | Class::Data) {
-        return None;
+    PlainBytes::default().find(start, len)
+}
+
+/// Finds the bytes of many such objects, one after the other; quicker if they are of one class.
+#[derive(Debug, Default)]
+pub struct PlainBytes {
+    /// The first pickle of the last one, and its class.
+    known: Option<(Vec<u8>, Class)>,
+}
+
+impl PlainBytes {
+    /// As [`plain_bytes`].
+    pub fn find(&mut self, start: &[u8], len: u64) -> Option<(Class, Range<u64>)> {
+        // A pickle ends itself: what begins like it has the same first one.
+        if let Some((pickle, class)) = &self.known
+            && start.starts_with(pickle)
+        {
+            return Some((*class, bytes_behind(start, pickle.len(), len)?));
+        }
+        let mut pickles = Pickles::new(start);
+        let first = pickles.read_next().ok()?;
+        let class = Class::of(class_of(&pickles, first)?);
+        if !matches!(class, Class::Blk0 | Class::Data) {
+            return None;
+        }
+        let at = pickles.at();
+        self.known = Some((start.get(..at)?.to_vec(), class));
+        Some((class, bytes_behind(start, at, len)?))
     }
-    let mut at = pickles.at();
+}
+
+/// Where the bytes are in a pickle at `at` that is nothing else and ends at `len`.
+fn bytes_behind(start: &[u8], mut at: usize, len: u64) -> Option<Range<u64>> {
     let mut rest = start.get(at..)?;
     // PROTO.
     if let [0x80, protocol, behind @ ..] = rest {
@@ -35,7 +61,7 @@ pub fn plain_bytes(start: &[u8], len: u64) -> Option<(Class, Range<u64>)> {
     let end = from.checked_add(count)?;
     // Behind them STOP, and before that maybe BINPUT or LONG_BINPUT.
     let is_whole = [1, 3, 6].contains(&len.checked_sub(end)?);
-    is_whole.then_some((class, from..end))
+    is_whole.then_some(from..end)
 }
 
 #[cfg(test)]
