@@ -37,7 +37,7 @@ const TRANSACTIONS_CHECKED: usize = 100;
 /// Most records of them.
 const RECORDS_CHECKED: usize = 10_000;
 /// Objects whose records are looked at; spread evenly if there are more.
-const OBJECTS_CHECKED: usize = 4096;
+const OBJECTS_CHECKED: usize = 1024;
 
 /// Why a saved index is not used.
 #[derive(Debug, thiserror::Error)]
