@@ -374,11 +374,18 @@ impl Server {
     pub fn head_file(&self, file: FileId) -> Result<FileView, ReadError> {
         // One head for all blocks of a READ (rule 3). No redo is needed (rules 2, 19): a commit invalidates all
         // blocks that it changed, whether or not a READ had them, and blocks are found as of any state.
-        self.history.opened.note(file);
-        let txn = self.head_txn();
+        let (txn, meta) = loop {
+            let noted = self.history.opened.is_noted(file);
+            let txn = self.head_txn();
+            let meta = self.meta(&txn, file)?.ok_or(ReadError::NoSuchFile { file, at: txn.at() })?;
+            if noted {
+                break (txn, meta);
+            }
+            // The head that counts is taken after the note; and what never existed is not noted.
+            self.history.opened.note(file);
+        };
         let at = txn.at();
         let missing = || ReadError::NoSuchFile { file, at };
-        let meta = self.meta(&txn, file)?.ok_or_else(missing)?;
         let Some(deleted) = meta.deleted else {
             let meta = match self.shrinking.held(file) {
                 Some(size) if size > meta.size => Arc::new(FileMeta { size, ..FileMeta::clone(&meta) }),

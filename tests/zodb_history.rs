@@ -18,6 +18,7 @@ mod real;
 #[path = "zodb_history/world.rs"]
 mod world;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -68,7 +69,7 @@ fn what_commits_are_told_to_have_done_is_what_differs() {
         let mut world = World::new(&path, seed);
         let store = open(&path);
         let mut changes: Vec<(Tid, Changes)> = Vec::new();
-        let mut counts = [0; 4];
+        let (mut counts, mut some) = ([0; 4], Followed::new(&path));
         for commit in 0..COMMITS {
             let before = store.head();
             world.step();
@@ -86,6 +87,7 @@ fn what_commits_are_told_to_have_done_is_what_differs() {
                 }] += 1;
             }
             changes.push(expected);
+            some.follow(&mut world, &changes);
             if commit % WINDOW == WINDOW - 1 {
                 let from = world.random.below(changes.len() as u64 - 1) as usize;
                 let from = from.max(changes.len().saturating_sub(WINDOW));
@@ -95,6 +97,43 @@ fn what_commits_are_told_to_have_done_is_what_differs() {
             }
         }
         assert!(counts.iter().all(|count| *count > 3), "seed {seed}: {counts:?}");
+    }
+}
+
+/// Who asks about some files only, about others each time, and not after each commit.
+struct Followed {
+    store: Arc<dyn Store>,
+    at: Tid,
+}
+
+impl Followed {
+    fn new(path: &Path) -> Followed {
+        let store = open(path);
+        Followed { at: store.head(), store }
+    }
+
+    fn follow(&mut self, world: &mut World, changes: &[(Tid, Changes)]) {
+        if world.random.chance(40) {
+            return;
+        }
+        let head = refresh(&self.store);
+        let since = changes.partition_point(|(tid, _)| *tid <= self.at);
+        let named = changes[since..].iter().flat_map(|(_, changes)| changes.keys().copied());
+        let files: BTreeSet<FileId> = (named.collect::<BTreeSet<u64>>().into_iter())
+            .filter(|_| world.random.chance(50))
+            .map(FileId::from_raw)
+            .collect();
+        let commits = self.store.commits_of(self.at, head, changes.len(), &files).unwrap();
+        let found: Vec<(Tid, Changes)> = commits.iter().map(|commit| (commit.tid, told(commit))).collect();
+        let mut expected = changes[since..].to_vec();
+        for (_, changes) in &mut expected {
+            // What is no matter of blocks is told of all.
+            changes.retain(|file, change| {
+                files.contains(&FileId::from_raw(*file)) || !matches!(change, oracle::Change::Blocks { .. })
+            });
+        }
+        assert_eq!(found, expected, "of {files:?} after @{}", self.at);
+        self.at = head;
     }
 }
 

@@ -78,6 +78,9 @@ enum Node {
     Inner(Vec<(i64, u64)>),
 }
 
+/// Objects, and where the newest record of each was.
+type Positions = Vec<(u64, Option<u64>)>;
+
 /// What ZODB has in memory.
 #[derive(Clone, Default)]
 struct Model {
@@ -94,7 +97,7 @@ pub struct World {
     writer: Writer,
     model: Model,
     /// The model before the last commit, and what that wrote, with the positions before.
-    before: Option<(Model, Vec<(u64, Option<u64>)>)>,
+    before: Option<(Model, Positions)>,
     positions: BTreeMap<u64, u64>,
     blocks: Vec<Ref>,
     unused_files: Vec<u64>,
