@@ -328,7 +328,8 @@ fn commit_at(access: u64) -> bool {
     let what = format!("commit at access {access} of the first READs");
     let dir = tempfile::tempdir().unwrap();
     let mut scene = Scene::new(&dir.path().join("Data.fs"));
-    let act = Box::new(scene.committing(1)) as Box<dyn FnOnce() + Send>;
+    // Of the block that is read first: the others are read after the file was noted.
+    let act = Box::new(scene.committing(0)) as Box<dyn FnOnce() + Send>;
     let who = "reader";
     *scene.meddler.0.lock().unwrap() = Some(Plan { who, left: access, act: Some(act) });
     let (server, pages) = (Arc::clone(&scene.server), scene.pages.clone());
