@@ -32,11 +32,20 @@ class FaultyClient:
         self.process = subprocess.Popen(
             [sys.executable, os.path.join(HERE, "faulty_client.py"), stage.server.root, file.hex, tid_text(at), fault],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._died = None
+        self._watcher = threading.Thread(target=self._await_death, daemon=True)
+        self._watcher.start()
         stage.at_end(self._end)
         self.expect("asked")
 
+    def _await_death(self):
+        # It stays a zombie.
+        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        self._died = time.monotonic()
+
     def _end(self):
         self.process.kill()
+        self._watcher.join()
         with self.process:
             pass
 
@@ -49,16 +58,16 @@ class FaultyClient:
         self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
 
-    def is_dead(self):
-        """Whether it ended; it stays a zombie."""
-        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    def died(self):
+        """When it ended, if it did."""
+        return self._died
 
 
 def check_end(stage, client, fault, began):
     """It is dead, by whom it has to be, in time, and counted if it was killed."""
     is_killed = FAULTS[fault][1]
-    wait_until(client.is_dead, f"the end of a client that {FAULTS[fault][0]}", 2 * TIMEOUT)
-    took = time.monotonic() - began
+    wait_until(lambda: client.died() is not None, f"the end of a client that {FAULTS[fault][0]}", 2 * TIMEOUT)
+    took = client.died() - began
     stage.server.expect_stats(f"after a client that {FAULTS[fault][0]}", WatchLink=len(stage.links),
                               pinkill=int(is_killed))
     if took > 2 * TIMEOUT:
@@ -135,10 +144,10 @@ def fault_on_access(stage, fault):
     in_time(began, "a read of the block")
     expect([zfile.block(2, stage.history.head())[:PAGE]], got, "the block")
     link.watches[zfile.oid].pinned[2] = at
+    check_end(stage, client, fault, began)
     for block in (1, 2):
         file.note_read(block)
     file.expect_cached("after both reads")
-    check_end(stage, client, fault, began)
     stage.access(file, 2, {})
     stage.commit((zfile, {2: "c3"}))
     stage.access(file, 2, {})

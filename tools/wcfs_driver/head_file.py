@@ -39,7 +39,6 @@ class HeadFile:
         self.cached = set()
         self.accessed = set()
         self._locked = set()
-        self._lost = None
         state = history.at(rev or all_history.head())
         expect(state.size, self.size, f"size of {self._what}")
         expect(self.block_size, os.fstat(self.fd).st_blksize, f"st_blksize of {self._what}")
@@ -122,11 +121,12 @@ class HeadFile:
         if set(wanted) != set(got := self._state()):
             raise CacheFailed(what, f"blocks of {self._what} that are in the page cache", set(wanted), set(got))
         deadline = time.monotonic() + STORE_SECONDS
+        next_touch = time.monotonic() + STORE_SECONDS / 5
         while (got := self._state()) != wanted:
+            if time.monotonic() > next_touch:
+                self._touch_lost_pages(self.cached)
+                next_touch = deadline
             if time.monotonic() > deadline:
-                if self._touch_lost_pages():
-                    deadline = time.monotonic() + STORE_SECONDS
-                    continue
                 got = {block: f"{pages}, without {self.absent(block)}" for block, pages in got.items()}
                 raise CacheFailed(what, f"pages of blocks of {self._what} in the page cache", wanted, got)
             time.sleep(LOOK)
@@ -135,25 +135,22 @@ class HeadFile:
             self._memory.populate(block * self.block_size, self.block_size)
         self._locked = set(self.cached)
 
-    def _touch_lost_pages(self):
-        """Touches what is absent of blocks, if that is few single pages: the kernel loses some now and then, long after
-        all of the block was there. The server has to bring them again; it is said. Whether there was something to
-        touch, and it was not touched before."""
-        lost = {block: self.absent(block) for block in self.cached}
-        lost = {block: pages for block, pages in lost.items() if pages}
-        if not lost or max(map(len, lost.values())) > MOST_LOST or lost == self._lost:
-            return False
-        self._lost = lost
-        print(f"pages of {self._what} got lost and are touched again, by block: {lost}", flush=True)
-        for block, pages in lost.items():
-            for page in pages:
-                self.page(block, page * PAGE)
-        return True
+    def _touch_lost_pages(self, blocks):
+        """Touches what is absent of blocks, if that is few single pages: some machines lose such pages of any file now
+        and then. It is said; the server has to bring them again."""
+        lost = {block: pages for block in blocks if (pages := self.absent(block))}
+        if lost and max(map(len, lost.values())) <= MOST_LOST:
+            print(f"pages of {self._what} got lost and are touched again, by block: {lost}", flush=True)
+            for block, pages in lost.items():
+                for page in pages:
+                    self.page(block, page * PAGE)
 
     def expect_whole(self, block, what):
         """All of a block is in the page cache."""
-        wanted, got = self.block_size // PAGE, self.pages(block)
-        if wanted != got:
+        wanted = self.block_size // PAGE
+        if wanted != self.pages(block):
+            self._touch_lost_pages([block])
+        if wanted != (got := self.pages(block)):
             raise CacheFailed(what, f"pages of block {block} of {self._what}", wanted, got)
 
     def evict(self, block):
