@@ -152,6 +152,8 @@ impl Server {
         };
         let head = view.txn.at();
         if let Some(rev) = view.meta.deleted {
+            // The view of a deleted file is of the state before.
+            let head = self.head();
             return Err(if rev <= at { SetupError::Unknown } else { SetupError::Epoch { rev, head } });
         }
         if view.meta.created > at {

@@ -115,9 +115,9 @@ fn an_index_of_many_objects_that_lies_about_one_is_found_out_by_a_load() {
         maker.put(0x100 + tid, 9000, b"y");
     }
     let place = Place::new(&maker.bytes);
-    // Each third is looked at: of twice and a bit as many.
+    // Each ninth is looked at: there are not quite nine times as many.
     let mut wrong = maker.clone();
-    wrong.newest.insert(3, maker.newest[&4]);
+    wrong.newest.insert(9, maker.newest[&10]);
     fs::write(place.index_path(), wrong.index()).unwrap();
     assert_eq!(source(&place.open()), "scanned");
     let mut wrong = maker.clone();
