@@ -315,10 +315,18 @@ fn open_at(who: &'static str, access: u64, other_opened: bool) -> bool {
         scene.server.head_file(FileId::from_raw(scene.made[1].file)).unwrap();
     }
     let (server, pages) = (Arc::clone(&scene.server), scene.pages.clone());
-    let act = Box::new(move || read_all(&server, &pages)) as Box<dyn FnOnce() + Send>;
+    let (sender, opened) = channel();
+    let act = Box::new(move || {
+        read_all(&server, &pages);
+        sender.send(()).unwrap();
+    }) as Box<dyn FnOnce() + Send>;
     *scene.meddler.0.lock().unwrap() = Some(Plan { who, left: access, act: Some(act) });
     scene.commit(1);
     let met = scene.was_met();
+    if met {
+        // It may have come after the commit was shown, and be in the midst of it.
+        opened.recv_timeout(PATIENCE).unwrap();
+    }
     go_on(&mut scene, &what);
     met
 }
