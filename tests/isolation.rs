@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used)] // a failed step is a failed test
 
+#[path = "common/datafs.rs"]
+mod datafs;
 #[path = "common/link.rs"]
 mod link;
 #[path = "common/live.rs"]
@@ -141,7 +143,15 @@ fn every_byte_that_clients_see_is_that_of_their_revision() {
     if no_fuse("every_byte_that_clients_see") {
         return;
     }
-    soak::soak();
+    soak::native();
+}
+
+#[test]
+fn every_byte_that_clients_see_of_a_zodb_is_that_of_their_revision() {
+    if no_fuse("every_byte_that_clients_see_of_a_zodb") {
+        return;
+    }
+    soak::zodb();
 }
 
 #[test]

@@ -29,6 +29,8 @@
 
 #![allow(clippy::unwrap_used)] // a failed step is a failed test
 
+#[path = "common/datafs.rs"]
+mod datafs;
 #[path = "common/link.rs"]
 mod link;
 #[path = "common/live.rs"]

@@ -38,9 +38,14 @@ pub struct Puppet {
 impl Puppet {
     /// Starts it on file `a` at a revision; `mode` may have options behind it.
     pub fn start(live: &Live, mode: &str, rev: &str) -> Puppet {
+        Puppet::start_on(live, "a", (mode, rev))
+    }
+
+    /// The same on a file of any name.
+    pub fn start_on(live: &Live, file: &str, (mode, rev): (&str, &str)) -> Puppet {
         let mut words = mode.split(' ');
         let mut command = Command::new(program());
-        command.args(words.next()).arg(live.root()).args(["a", rev]).args(words);
+        command.args(words.next()).arg(live.root()).args([file, rev]).args(words);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = Guarded(command.spawn().unwrap());
         let stdin = child.0.stdin.take().unwrap();

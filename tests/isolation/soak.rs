@@ -15,6 +15,7 @@ use revfs::protocol::{FileId, Tid};
 use revfs::store::native::NativeStore;
 use revfs_client::Conn;
 
+use super::datafs::DataFs;
 use super::live::{Live, Place, slow, wait_until};
 use super::puppet::Puppet;
 
@@ -77,26 +78,79 @@ impl Model {
     }
 }
 
-fn write(store: &Arc<NativeStore>, file: FileId, model: &Model, words: &mut [u32], random: &mut Random) {
-    let mut txn = store.begin(None).unwrap();
+/// What is committed to.
+enum Target {
+    Native(Arc<NativeStore>, FileId),
+    Zodb(DataFs),
+}
+
+impl Target {
+    /// A store with a file of blocks of the word 0; the tid of that.
+    fn native(place: &Place) -> (Target, Tid) {
+        let store = place.open();
+        let mut txn = store.begin(None).unwrap();
+        let file = txn.create(b"a", Some(revfs::protocol::BlockSize::new(BLOCK as u64).unwrap())).unwrap();
+        let zeros = vec![0; BLOCK * BLOCKS];
+        pollster::block_on(txn.write(file, 0..zeros.len() as u64, &zeros)).unwrap();
+        let tid = pollster::block_on(txn.commit()).unwrap().tid;
+        (Target::Native(store, file), tid)
+    }
+
+    /// The same of a database.
+    fn zodb(place: &Place) -> (Target, Tid) {
+        let mut data = DataFs::create(&place.path("Data.fs"));
+        let zeros = (0..BLOCKS as u64).map(|block| (block, Some(vec![0; BLOCK]))).collect();
+        let tid = data.write("a", BLOCK as u64, zeros);
+        (Target::Zodb(data), tid)
+    }
+
+    /// Names of the store, and of the file in a mount.
+    fn names(&self) -> (&'static str, String) {
+        match self {
+            Target::Native(..) => ("s", "a".to_owned()),
+            Target::Zodb(data) => ("Data.fs", data.name("a")),
+        }
+    }
+
+    /// Commits blocks of a file, each with its word.
+    fn commit(&mut self, changed: &BTreeMap<usize, u32>) -> Tid {
+        let bytes = |word: &u32| word.to_le_bytes().repeat(BLOCK / 4);
+        match self {
+            Target::Native(store, file) => {
+                let mut txn = store.begin(None).unwrap();
+                for (block, word) in changed {
+                    let start = (block * BLOCK) as u64;
+                    let range = start..start + BLOCK as u64;
+                    pollster::block_on(txn.write(*file, range, &bytes(word))).unwrap();
+                }
+                pollster::block_on(txn.commit()).unwrap().tid
+            }
+            Target::Zodb(data) => {
+                let blocks = changed.iter().map(|(block, word)| (*block as u64, Some(bytes(word))));
+                data.write("a", BLOCK as u64, blocks.collect())
+            }
+        }
+    }
+}
+
+fn write(target: &mut Target, model: &Model, words: &mut [u32], random: &mut Random) {
+    let mut changed = BTreeMap::new();
     for _ in 0..=random.below(CHANGED_MAX) {
         let block = random.below(BLOCKS);
         words[block] = random.below(u32::MAX as usize) as u32;
-        let bytes = words[block].to_le_bytes().repeat(BLOCK / 4);
-        let start = (block * BLOCK) as u64;
-        pollster::block_on(txn.write(file, start..start + BLOCK as u64, &bytes)).unwrap();
+        changed.insert(block, words[block]);
     }
-    let tid = pollster::block_on(txn.commit()).unwrap().tid;
+    let tid = target.commit(&changed);
     model.add(tid, words);
 }
 
 /// Works at one revision after the other; every byte is that of the model.
-fn client(root: &Path, model: &Model, done: &AtomicBool, seed: u64) -> u64 {
+fn client((root, name): (&Path, &str), model: &Model, done: &AtomicBool, seed: u64) -> u64 {
     let mut random = Random::new(seed);
     let mut rounds = 0;
     while !done.load(Ordering::SeqCst) || rounds == 0 {
         let conn = Conn::open(root, Some(model.some(&mut random))).unwrap();
-        let file = conn.file(b"a").unwrap();
+        let file = conn.file(name.as_bytes()).unwrap();
         let mapping = file.map(0, (BLOCK * BLOCKS) as u64).unwrap();
         for _ in 0..4 {
             for _ in 0..3 {
@@ -123,10 +177,10 @@ fn client(root: &Path, model: &Model, done: &AtomicBool, seed: u64) -> u64 {
 }
 
 /// Comes again and again, and never goes by itself.
-fn vandal(live: &Live, model: &Model, done: &AtomicBool, kills: &AtomicU64) {
+fn vandal((live, name): (&Live, &str), model: &Model, done: &AtomicBool, kills: &AtomicU64) {
     for mode in FAULTS.iter().cycle() {
         let newest = *model.states.lock().unwrap().last_key_value().unwrap().0;
-        let mut puppet = Puppet::start(live, mode, &newest.to_string());
+        let mut puppet = Puppet::start_on(live, name, (mode, &newest.to_string()));
         assert!(puppet.ended_by().is_some(), "{mode}");
         kills.fetch_add(1, Ordering::SeqCst);
         if done.load(Ordering::SeqCst) {
@@ -163,22 +217,29 @@ fn median(mut values: Vec<u64>) -> u64 {
     values[values.len() / 2]
 }
 
-pub fn soak() {
+pub fn native() {
+    let place = Place::new();
+    let (target, tid) = Target::native(&place);
+    soak(&place, target, tid);
+}
+
+pub fn zodb() {
+    let place = Place::empty();
+    let (target, tid) = Target::zodb(&place);
+    soak(&place, target, tid);
+}
+
+fn soak(place: &Place, mut target: Target, first: Tid) {
     let seconds: u64 = std::env::var("REVFS_SOAK_SECONDS").map_or(60, |text| text.parse().unwrap());
     let per_second = (1000 / PACE.as_millis()) as u64;
     let (clients, commits) = if slow() { (64, seconds * per_second) } else { (8, 150) };
-    let place = Place::new();
-    let store = place.open();
     let model = Model::default();
     let mut words = vec![0u32; BLOCKS];
     let mut random = Random::new(1);
-    let mut txn = store.begin(None).unwrap();
-    let file = txn.create(b"a", Some(revfs::protocol::BlockSize::new(BLOCK as u64).unwrap())).unwrap();
-    let zeros = vec![0; BLOCK * BLOCKS];
-    pollster::block_on(txn.write(file, 0..zeros.len() as u64, &zeros)).unwrap();
-    model.add(pollster::block_on(txn.commit()).unwrap().tid, &words);
+    model.add(first, &words);
+    let (store, name) = target.names();
     let pin_timeout = if slow() { PIN_TIMEOUT_MANY } else { PIN_TIMEOUT };
-    let live = place.mount_with("m", &["--pin-timeout", pin_timeout, "--cache", "16M"]);
+    let live = place.mount_store(store, "m", &["--pin-timeout", pin_timeout, "--cache", "16M"]);
     let before = Usage::of(live.pid());
     let done = AtomicBool::new(false);
     let (rounds, kills) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -188,13 +249,13 @@ pub fn soak() {
     let mut committed = 0u32;
     std::thread::scope(|scope| {
         for seed in 1..=clients {
-            let (root, model, done, rounds) = (live.root(), &model, &done, &rounds);
-            scope.spawn(move || rounds.fetch_add(client(root, model, done, seed), Ordering::SeqCst));
+            let (file, model, done, rounds) = ((live.root(), name.as_str()), &model, &done, &rounds);
+            scope.spawn(move || rounds.fetch_add(client(file, model, done, seed), Ordering::SeqCst));
         }
-        let vandal = scope.spawn(|| vandal(&live, &model, &done, &kills));
+        let vandal = scope.spawn(|| vandal((&live, &name), &model, &done, &kills));
         // It is killed only for what is committed.
         while !vandal.is_finished() {
-            write(&store, file, &model, &mut words, &mut random);
+            write(&mut target, &model, &mut words, &mut random);
             committed += 1;
             if u64::from(committed) == commits {
                 done.store(true, Ordering::SeqCst);

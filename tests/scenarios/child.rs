@@ -1,21 +1,23 @@
 //! A process that uses the client library: what it does may end in a fault, and it may fork.
 //!
-//! The child is this test program again, running only [`uses_the_client_library`] with the mount in its environment.
+//! The child is this test program again, running only [`uses_the_client_library`] with the mount and the
+//! name of the file `a` there in its environment.
 //! Each question is a line, and so is its answer.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
 use crate::live::{Guarded, SOON, end_of};
-use crate::stage::BLOCK;
+use crate::stage::{BLOCK, Stage};
 use revfs_client::{ClientError, Conn, Mapping};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
 const MOUNT: &str = "REVFS_TEST_CLIENT_OF";
+const FILE: &str = "REVFS_TEST_CLIENT_FILE";
 const MARK: &str = "client: ";
 /// Blocks that it maps.
 pub const BLOCKS: usize = 4;
@@ -28,10 +30,11 @@ pub struct ClientChild {
 }
 
 impl ClientChild {
-    pub fn start(root: &Path) -> ClientChild {
+    pub fn start(stage: &Stage) -> ClientChild {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["child::uses_the_client_library", "--exact", "--nocapture", "--test-threads=1"]);
-        command.env(MOUNT, root).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.env(MOUNT, stage.live.root()).env(FILE, stage.name("a"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = Guarded(command.spawn().unwrap());
         let ask = child.0.stdin.take().unwrap();
         let stdout = BufReader::new(child.0.stdout.take().unwrap());
@@ -90,16 +93,22 @@ fn read_in_fork(mapping: &Mapping, block: usize) -> String {
     }
 }
 
-/// What it has: a connection, and a mapping of `a`.
+/// Where it works.
+struct Place {
+    root: PathBuf,
+    file: String,
+}
+
+/// What it has: a connection, and a mapping of the file.
 struct Client {
     conn: Arc<Conn>,
     mapping: Mapping,
 }
 
 impl Client {
-    fn open(root: &Path, at: Option<&str>) -> Result<Client, ClientError> {
-        let conn = Conn::open(root, at.map(|at| at.parse().unwrap()))?;
-        let mapping = conn.file(b"a")?.map(0, (BLOCKS * BLOCK) as u64)?;
+    fn open(place: &Place, at: Option<&str>) -> Result<Client, ClientError> {
+        let conn = Conn::open(&place.root, at.map(|at| at.parse().unwrap()))?;
+        let mapping = conn.file(place.file.as_bytes())?.map(0, (BLOCKS * BLOCK) as u64)?;
         Ok(Client { conn, mapping })
     }
 
@@ -110,16 +119,16 @@ impl Client {
     }
 }
 
-fn answer(clients: &mut Vec<Client>, root: &Path, question: &str) -> Result<String, ClientError> {
+fn answer(clients: &mut Vec<Client>, place: &Place, question: &str) -> Result<String, ClientError> {
     let words: Vec<&str> = question.split(' ').collect();
     if let ["open", rest @ ..] = &words[..] {
-        clients.push(Client::open(root, rest.first().copied())?);
+        clients.push(Client::open(place, rest.first().copied())?);
         return clients[clients.len() - 1].look();
     }
     let client = &clients[words[1].parse::<usize>().unwrap()];
     match words[..] {
         ["look", _] => return client.look(),
-        ["is-up", _] => drop(client.conn.file(b"a")?),
+        ["is-up", _] => drop(client.conn.file(place.file.as_bytes())?),
         ["resync", _, at] => client.conn.resync(at.parse().unwrap())?,
         ["close", _] => client.conn.close()?,
         ["close-file", _] => client.mapping.file().close()?,
@@ -137,6 +146,7 @@ fn answer(clients: &mut Vec<Client>, root: &Path, question: &str) -> Result<Stri
 #[test]
 fn uses_the_client_library() {
     let Some(root) = std::env::var_os(MOUNT) else { return };
+    let place = Place { root: root.into(), file: std::env::var(FILE).unwrap() };
     // A fault ends it at once, as it ends programs in C.
     for number in [rustix::process::Signal::BUS, rustix::process::Signal::SEGV] {
         // SAFETY: the default handler.
@@ -145,8 +155,7 @@ fn uses_the_client_library() {
     let mut clients = Vec::new();
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
-        let answer =
-            answer(&mut clients, Path::new(&root), &line).unwrap_or_else(|error| format!("error {error}"));
+        let answer = answer(&mut clients, &place, &line).unwrap_or_else(|error| format!("error {error}"));
         println!("{MARK}{answer}");
     }
     // Nothing of it is left that could end in a panic of the harness.

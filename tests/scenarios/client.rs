@@ -1,10 +1,10 @@
 //! The client library through a real mount.
 
 use crate::child::ClientChild;
-use crate::live::{no_fuse, wait_until};
-use crate::stage::{BLOCK, Stage, filled};
+use crate::live::wait_until;
+use crate::stage::{BLOCK, Kind, Stage, filled};
 use revfs::protocol::Tid;
-use revfs_client::{ClientError, Conn, Mapping};
+use revfs_client::{ClientError, Conn, FileHandle, Mapping};
 use rustix::process::Signal;
 use std::sync::Arc;
 
@@ -20,21 +20,21 @@ fn shown(mapping: &Mapping) -> Vec<u8> {
     read
 }
 
-fn mapped(conn: &Arc<Conn>, first: usize, blocks: usize) -> Mapping {
-    let file = conn.file(b"a").unwrap();
+fn file(stage: &Stage, conn: &Arc<Conn>) -> Arc<FileHandle> {
+    conn.file(stage.name("a").as_bytes()).unwrap()
+}
+
+fn mapped(stage: &Stage, conn: &Arc<Conn>, first: usize, blocks: usize) -> Mapping {
+    let file = file(stage, conn);
     file.map((first * BLOCK) as u64, (blocks * BLOCK) as u64).unwrap()
 }
 
-#[test]
-fn mappings_stay_as_the_file_grows_and_shrinks_until_a_resync() {
-    if no_fuse("mappings_stay_as_the_file_grows") {
-        return;
-    }
-    let (stage, t1) = Stage::new(&[1, 1, 0]);
+pub fn mappings_stay_as_the_file_grows_and_shrinks_until_a_resync(kind: Kind) {
+    let (stage, t1) = Stage::on(kind, &[1, 1, 0]);
     let conn = Conn::open(stage.live.root(), Some(tid(&t1))).unwrap();
-    let all = mapped(&conn, 0, 7);
-    let beyond = mapped(&conn, 4, 2);
-    let far = mapped(&conn, 1000, 1);
+    let all = mapped(&stage, &conn, 0, 7);
+    let beyond = mapped(&stage, &conn, 4, 2);
+    let far = mapped(&stage, &conn, 1000, 1);
     let at_t1 = filled(&[1, 1, 0, 0, 0, 0, 0]);
     assert!(shown(&all) == at_t1 && shown(&beyond) == filled(&[0, 0]) && shown(&far) == filled(&[0]));
     // A hole becomes data, a block changes, and the file grows; others read all of it.
@@ -42,7 +42,7 @@ fn mappings_stay_as_the_file_grows_and_shrinks_until_a_resync() {
     assert!(stage.read() == filled(&[1, 2, 2, 2, 2]));
     assert!(shown(&all) == at_t1 && shown(&beyond) == filled(&[0, 0]), "growth is of a later revision");
     conn.resync(tid(&t2)).unwrap();
-    assert_eq!(conn.file(b"a").unwrap().size_at(), 5 * BLOCK as u64);
+    assert_eq!(file(&stage, &conn).size_at(), 5 * BLOCK as u64);
     let at_t2 = filled(&[1, 2, 2, 2, 2, 0, 0]);
     assert!(shown(&all) == at_t2 && shown(&beyond) == filled(&[2, 0]) && shown(&far) == filled(&[0]));
     // It shrinks, and grows again by something else.
@@ -61,16 +61,12 @@ fn mappings_stay_as_the_file_grows_and_shrinks_until_a_resync() {
     stage.end();
 }
 
-#[test]
-fn who_closes_disturbs_nobody_else() {
-    if no_fuse("who_closes_disturbs_nobody_else") {
-        return;
-    }
-    let (stage, t1) = Stage::new(&[1, 1]);
+pub fn who_closes_disturbs_nobody_else(kind: Kind) {
+    let (stage, t1) = Stage::on(kind, &[1, 1]);
     let [one, other] = [0, 1].map(|_| Conn::open(stage.live.root(), Some(tid(&t1))).unwrap());
-    let (first, second) = (mapped(&one, 0, 2), mapped(&other, 0, 2));
-    let again = one.file(b"a").unwrap();
-    let handle = one.file(b"a").unwrap();
+    let (first, second) = (mapped(&stage, &one, 0, 2), mapped(&stage, &other, 0, 2));
+    let again = file(&stage, &one);
+    let handle = file(&stage, &one);
     assert!(Arc::ptr_eq(&again, &handle));
     drop(handle);
     stage.commit(&[2, 1]);
@@ -84,22 +80,18 @@ fn who_closes_disturbs_nobody_else() {
     stage.commit(&[2, 3]);
     assert!(stage.read() == filled(&[2, 3]) && shown(&second) == filled(&[1, 1]));
     let new = Conn::open(stage.live.root(), None).unwrap();
-    let fresh = mapped(&new, 0, 2);
+    let fresh = mapped(&stage, &new, 0, 2);
     assert!(shown(&fresh) == filled(&[2, 3]));
     drop((first, second, again, fresh, one, other, new));
     stage.end();
 }
 
-#[test]
-fn what_was_closed_faults_and_the_rest_of_the_process_goes_on() {
-    if no_fuse("what_was_closed_faults") {
-        return;
-    }
-    let (stage, t1) = Stage::new(&[1, 1, 1, 1]);
+pub fn what_was_closed_faults_and_the_rest_of_the_process_goes_on(kind: Kind) {
+    let (stage, t1) = Stage::on(kind, &[1, 1, 1, 1]);
     for (what, error) in
         [("close", "error the connection is down: it was closed"), ("close-file", "error file ")]
     {
-        let mut child = ClientChild::start(stage.live.root());
+        let mut child = ClientChild::start(&stage);
         for _ in 0..2 {
             assert_eq!(child.ask(&format!("open {t1}")), "sees 1 1 1 1");
         }
@@ -116,13 +108,9 @@ fn what_was_closed_faults_and_the_rest_of_the_process_goes_on() {
     stage.end();
 }
 
-#[test]
-fn a_fork_faults_and_its_parent_goes_on() {
-    if no_fuse("a_fork_faults_and_its_parent_goes_on") {
-        return;
-    }
-    let (stage, t1) = Stage::new(&[1, 1, 1, 1]);
-    let mut child = ClientChild::start(stage.live.root());
+pub fn a_fork_faults_and_its_parent_goes_on(kind: Kind) {
+    let (stage, t1) = Stage::on(kind, &[1, 1, 1, 1]);
+    let mut child = ClientChild::start(&stage);
     assert_eq!(child.ask(&format!("open {t1}")), "sees 1 1 1 1");
     let segv = format!("signal {}", Signal::SEGV.as_raw());
     assert_eq!(child.ask("fork 0 1"), segv);
@@ -137,13 +125,9 @@ fn a_fork_faults_and_its_parent_goes_on() {
     stage.end();
 }
 
-#[test]
-fn a_killed_server_takes_its_clients_down_and_the_next_one_serves_new_ones() {
-    if no_fuse("a_killed_server_takes_its_clients_down") {
-        return;
-    }
-    let (stage, t1) = Stage::new(&[1, 1, 1, 1]);
-    let mut child = ClientChild::start(stage.live.root());
+pub fn a_killed_server_takes_its_clients_down_and_the_next_one_serves_new_ones(kind: Kind) {
+    let (stage, t1) = Stage::on(kind, &[1, 1, 1, 1]);
+    let mut child = ClientChild::start(&stage);
     assert_eq!(child.ask(&format!("open {t1}")), "sees 1 1 1 1");
     let t2 = stage.commit(&[1, 2, 1, 1]);
     let server = stage.live.pid();
@@ -153,7 +137,7 @@ fn a_killed_server_takes_its_clients_down_and_the_next_one_serves_new_ones() {
     wait_until("the connection is down", || is_down(&child.ask("is-up 0")));
     let refused = child.ask("open");
     assert!(refused.starts_with("error "), "{refused}");
-    let live = stage.place.mount();
+    let live = stage.mount_again();
     assert_ne!(live.pid(), server);
     assert_eq!(child.ask(&format!("open {t1}")), "sees 1 1 1 1");
     assert_eq!(child.ask("open"), "sees 1 2 1 1");

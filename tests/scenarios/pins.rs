@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use crate::history::{History, difference};
+use crate::history::History;
 use crate::link::{Movable, Pins, WatchFile};
-use crate::live::{no_fuse, wait_until};
+use crate::live::{SOON, wait_for, wait_until};
 use crate::mapping::PAGE;
-use crate::stage::{BLOCK, LONG, Reading, Stage};
+use crate::stage::{BLOCK, Kind, LONG, Reading, Stage};
 use revfs::protocol::Tid;
 
 /// Eight blocks over six revisions. The file begins with a hole, and grows; each block changes at other times, one
@@ -23,13 +23,9 @@ const VERSIONS: [&[u8]; 6] = [
 /// Blocks that are read when a version is head: some before they change, some between, some after. Block 4 never is.
 const READS: [&[usize]; 6] = [&[0, 6], &[], &[1], &[], &[3, 5], &[2, 7]];
 
-#[test]
-fn set_ups_in_any_sequence_pin_what_was_read_and_differs_and_no_more() {
-    if no_fuse("set_ups_in_any_sequence") {
-        return;
-    }
-    let mut history = History::default();
-    let (stage, tids) = Stage::with(&["--pin-timeout", LONG], &VERSIONS[..1]);
+pub fn set_ups_in_any_sequence_pin_what_was_read_and_differs_and_no_more(kind: Kind) {
+    let mut history = History::new(kind);
+    let (stage, tids) = Stage::on_with(kind, &["--pin-timeout", LONG], &VERSIONS[..1]);
     let mut states = tids.clone();
     history.add(tids[0].clone(), VERSIONS[0]);
     let mut read = BTreeSet::new();
@@ -56,18 +52,25 @@ fn set_ups_in_any_sequence_pin_what_was_read_and_differs_and_no_more() {
         }
         let mut have = Pins::new();
         for at in chosen() {
-            let wanted = history.pins(&read, at);
             let request = format!("watch {file} @{at}");
             let (told, answer) = link.ask_and_ack(&request);
-            let sequence = || chosen().collect::<Vec<_>>();
-            assert_eq!((answer.as_str(), &told), ("ok", &difference(&have, &wanted)), "{:?}", sequence());
+            assert_eq!(answer, "ok", "{:?}", chosen().collect::<Vec<_>>());
+            have = history.told(&have, &told, (&read, at));
             let again = link.ask_and_ack(&request);
-            assert_eq!(again, (Pins::new(), "ok".to_owned()), "{:?}", sequence());
-            have = wanted;
+            assert_eq!(again, (Pins::new(), "ok".to_owned()), "{:?}", chosen().collect::<Vec<_>>());
+            expect_bytes(&stage, &history, &have, at);
         }
         link.expect_quiet();
     }
     stage.end();
+}
+
+/// What pins lead to is what the blocks were at the client's revision.
+fn expect_bytes(stage: &Stage, history: &History, pins: &Pins, at: &str) {
+    for (block, to) in pins {
+        let expected = history.value_at(usize::try_from(*block).unwrap(), at);
+        assert_eq!(stage.value_at(to, *block), expected, "block {block} {to}, for @{at}");
+    }
 }
 
 /// A client in the model's terms.
@@ -81,32 +84,40 @@ struct Client {
 fn read_block(stage: &Stage, history: &History, clients: &mut [Client], block: usize, value: u8) {
     stage.evict();
     let reading = stage.reading(block);
-    let to_pin = |client: &Client| {
-        let key = block as u64;
-        let is_to =
-            history.is_changed(block, &client.at) && client.pins.get(&key).is_none_or(|to| to == "@head");
-        is_to.then(|| Pins::from([(key, format!("@{}", history.rev(block, &client.at)))]))
+    let is_to_pin = |client: &&mut Client| {
+        history.is_changed(block, &client.at) && !client.pins.contains_key(&(block as u64))
     };
-    for client in clients.iter_mut() {
-        let Some(expected) = to_pin(client) else { continue };
+    let told_of = |told: &Pins, client: &Client| {
+        assert!(told.keys().all(|key| *key == block as u64 && !client.pins.contains_key(key)), "{told:?}");
+        history.expect_enough(told, (&[block].into(), &client.at));
+    };
+    for client in clients.iter_mut().filter(is_to_pin) {
         let frame = client.link.hear();
         assert!(reading.waits(), "block {block}: {frame}");
         let mut told = Pins::new();
         client.link.ack(&frame, &mut told);
-        assert_eq!(told, expected, "block {block}, @{}", client.at);
+        told_of(&told, client);
         client.pins.extend(told);
     }
-    assert_eq!(reading.value(), value, "block {block}");
+    // Others are not told, unless they may be.
+    let bytes = wait_for("the read ends", SOON, || {
+        for client in clients.iter_mut().filter(|client| history.may_pin_more(&client.at)) {
+            let mut told = Pins::new();
+            client.link.ack_waiting(&mut told);
+            if !told.is_empty() {
+                told_of(&told, client);
+                client.pins.extend(told);
+            }
+        }
+        reading.ended()
+    });
+    assert!(bytes == [value; PAGE], "block {block}");
     clients.iter_mut().for_each(|client| client.link.expect_quiet());
 }
 
-#[test]
-fn on_access_each_link_is_told_once_what_differs_from_its_revision() {
-    if no_fuse("on_access_each_link_is_told_once") {
-        return;
-    }
-    let mut history = History::default();
-    let (stage, tids) = Stage::with(&["--pin-timeout", LONG], &VERSIONS);
+pub fn on_access_each_link_is_told_once_what_differs_from_its_revision(kind: Kind) {
+    let mut history = History::new(kind);
+    let (stage, tids) = Stage::on_with(kind, &["--pin-timeout", LONG], &VERSIONS);
     for (tid, values) in tids.iter().zip(VERSIONS) {
         history.add(tid.clone(), values);
     }
@@ -122,7 +133,8 @@ fn on_access_each_link_is_told_once_what_differs_from_its_revision() {
     }
     let all = (0..8).collect();
     for client in &clients {
-        assert_eq!(client.pins, history.pins(&all, &client.at), "@{}", client.at);
+        history.expect_enough(&client.pins, (&all, &client.at));
+        expect_bytes(&stage, &history, &client.pins, &client.at);
     }
     // Who stopped, and who left, is told nothing; who moved on has no pins and gets new ones.
     let mut stopped = clients.remove(0);
@@ -131,31 +143,29 @@ fn on_access_each_link_is_told_once_what_differs_from_its_revision() {
     let moved = &mut clients[0];
     moved.at.clone_from(&tids[5]);
     let (told, answer) = moved.link.ask_and_ack(&format!("watch {file} @{}", tids[5]));
-    assert_eq!((told, answer.as_str()), (difference(&moved.pins, &Pins::new()), "ok"));
-    moved.pins.clear();
+    assert_eq!(answer, "ok");
+    moved.pins = history.told(&moved.pins, &told, (&all, &tids[5]));
+    assert_eq!(moved.pins, Pins::new(), "it is as others see it");
     let last: &[u8] = &[9, 6, 4, 5, 9, 9, 9, 6];
     history.add(stage.commit(last), last);
     for (block, value) in last.iter().enumerate() {
         read_block(&stage, &history, &mut clients, block, *value);
     }
     for client in &clients {
-        assert_eq!(client.pins, history.pins(&all, &client.at), "@{}", client.at);
+        history.expect_enough(&client.pins, (&all, &client.at));
+        expect_bytes(&stage, &history, &client.pins, &client.at);
     }
     stopped.link.expect_quiet();
     drop((stopped, clients));
     stage.end();
 }
 
-#[test]
-fn a_read_that_straddles_two_blocks_waits_for_both_pins() {
-    if no_fuse("a_read_that_straddles_two_blocks") {
-        return;
-    }
-    let (stage, t1) = Stage::new(&[1, 1, 1, 1]);
+pub fn a_read_that_straddles_two_blocks_waits_for_both_pins(kind: Kind) {
+    let (stage, t1) = Stage::on(kind, &[1, 1, 1, 1]);
     let (file, mut link) = (stage.file(), stage.watching(&t1));
     stage.commit(&[1, 2, 3, 1]);
     let reads = stage.live.stat("reads");
-    let reading = Reading::start(&stage.live.head("a"), 2 * BLOCK - PAGE, 2 * PAGE);
+    let reading = Reading::start(&stage.head("a"), 2 * BLOCK - PAGE, 2 * PAGE);
     let (first, second) = (link.hear(), link.hear());
     assert_eq!(first, format!("2 pin {file} #1 @{t1}"));
     assert_eq!(second, format!("4 pin {file} #2 @{t1}"), "before either is acked");
@@ -173,13 +183,9 @@ fn a_read_that_straddles_two_blocks_waits_for_both_pins() {
     stage.end();
 }
 
-#[test]
-fn no_block_is_pinned_twice_whatever_drops_it_from_the_page_cache() {
-    if no_fuse("no_block_is_pinned_twice") {
-        return;
-    }
-    let (stage, t1) = Stage::new(&[1, 1, 1]);
-    let map = Movable::new(stage.live.root(), "a", BLOCK, 3);
+pub fn no_block_is_pinned_twice_whatever_drops_it_from_the_page_cache(kind: Kind) {
+    let (stage, t1) = Stage::on(kind, &[1, 1, 1]);
+    let map = Movable::new(stage.live.root(), &stage.name("a"), BLOCK, 3);
     let mut link = stage.watching(&t1);
     stage.commit(&[1, 2, 1]);
     let reading = stage.reading(1);

@@ -10,10 +10,10 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::live::{no_fuse, wait_until};
+use crate::live::wait_until;
 use crate::mapping::PAGE;
 use crate::puppet::Puppet;
-use crate::stage::{PAGES, Reading, Stage, commit_file};
+use crate::stage::{Kind, PAGES, Reading, Stage};
 use revfs::env::{Clock, SystemClock};
 use rustix::fs::{Advice, fadvise};
 use rustix::process::Signal;
@@ -47,7 +47,7 @@ impl Looker<'_> {
         self.next_page += 1;
         // Of the blocks in the middle, and not from the page cache.
         let offset = (PAGES + page % ((BLOCKS - 2) * PAGES)) * PAGE;
-        let open = File::open(live.head("a")).unwrap();
+        let open = File::open(self.stage.head("a")).unwrap();
         fadvise(&open, 0, None, Advice::Random).unwrap();
         fadvise(&open, offset as u64, NonZeroU64::new(PAGE as u64), Advice::DontNeed).unwrap();
         let clock = Arc::clone(&self.clock);
@@ -70,7 +70,7 @@ impl Looker<'_> {
         time("commit", &mut || {
             let last = self.values.last_mut().unwrap();
             *last = last.wrapping_add(1).max(1);
-            live.wait(&commit_file(&self.stage.place, "a", &self.values));
+            live.wait(&self.stage.commit_to("a", &self.values));
         });
     }
 }
@@ -82,29 +82,25 @@ fn p99(times: &[Duration]) -> Duration {
     sorted[(sorted.len() * 99).div_ceil(100) - 1]
 }
 
-#[test]
-fn nothing_waits_for_a_client_that_is_stuck_in_a_pin() {
-    if no_fuse("nothing_waits_for_a_client_that_is_stuck") {
-        return;
-    }
+pub fn nothing_waits_for_a_client_that_is_stuck_in_a_pin(kind: Kind) {
     let mut values = vec![1; BLOCKS];
     // Fewer threads serve the kernel than READs wait.
     let timeout = format!("{}s", PIN_TIMEOUT.as_secs());
-    let (stage, _) = Stage::with(&["--pin-timeout", &timeout, "--threads", "2"], &[&values]);
+    let (stage, _) = Stage::on_with(kind, &["--pin-timeout", &timeout, "--threads", "2"], &[&values]);
     let (mut calm, mut stuck) = (Times::new(), Times::new());
     let clock: Arc<dyn Clock> = SystemClock::shared();
     let mut looker =
         Looker { stage: &stage, file: stage.file(), clock, values: values.clone(), next_page: 0 };
     for round in 0..ROUNDS {
         (0..CALM).for_each(|_| looker.look(&mut calm));
-        let mut mute = Puppet::start(&stage.live, "mute", &stage.live.at());
+        let mut mute = Puppet::start_on(&stage.live, &stage.name("a"), ("mute", &stage.live.at()));
         mute.until("heard 1 ok");
         values.clone_from(&looker.values);
         values[0] += 1;
         looker.values.clone_from(&values);
         stage.commit(&values);
         let waiting: Vec<Reading> =
-            (0..PAGES).map(|page| Reading::start(&stage.live.head("a"), page * PAGE, PAGE)).collect();
+            (0..PAGES).map(|page| Reading::start(&stage.head("a"), page * PAGE, PAGE)).collect();
         mute.until("heard 2 pin");
         wait_until("all wait", || stage.live.stat("reads_waiting") == PAGES as u64);
         let before = stuck.get("read").map_or(0, Vec::len);
