@@ -30,6 +30,8 @@ use crate::store::{
 const CACHE_BYTES_DEFAULT: u64 = 64 << 20;
 /// Most changes of one file that are remembered; of more, the older half is forgotten.
 const RECORDED_MAX: usize = 1 << 16;
+/// Most deleted files that are remembered.
+const GONE_MAX: usize = 1 << 16;
 /// Bytes of the hash of its place that are the identity of a database, which has none of its own.
 const UUID_BYTES: usize = 16;
 
@@ -105,6 +107,8 @@ pub struct Database {
     trees: Mutex<HashMap<Oid, FileTree>>,
     /// Leaf lock.
     recorded: RwLock<HashMap<Oid, Recorded>>,
+    /// The last deletion of files that were told of, so that who has one open goes on reading it. Leaf lock.
+    gone: RwLock<HashMap<Oid, Tid>>,
 }
 
 impl std::fmt::Debug for Database {
@@ -149,6 +153,7 @@ impl Database {
             looking: Mutex::new(()),
             trees: Mutex::default(),
             recorded: RwLock::default(),
+            gone: RwLock::default(),
         }
     }
 
@@ -247,6 +252,17 @@ impl Database {
     }
 
     fn file_meta(&self, oid: Oid, at: Tid) -> Result<Option<FileMeta>, ZodbError> {
+        if let Some(meta) = self.meta_of_existing(oid, at)? {
+            return Ok(Some(meta));
+        }
+        let gone = self.gone.read().unwrap_or_else(PoisonError::into_inner).get(&oid).copied();
+        let Some(deleted) = gone.filter(|deleted| *deleted <= at) else { return Ok(None) };
+        let before = Tid::from_raw(deleted.raw().saturating_sub(1));
+        let meta = self.meta_of_existing(oid, before)?;
+        Ok(meta.map(|meta| FileMeta { deleted: Some(deleted), ..meta }))
+    }
+
+    fn meta_of_existing(&self, oid: Oid, at: Tid) -> Result<Option<FileMeta>, ZodbError> {
         let Some(file) = self.nodes.file(oid, at)? else { return Ok(None) };
         let size = self.nodes.size(oid, &file, at)?;
         let created = self.storage().oldest_serial(oid)?.unwrap_or(file.serial);
@@ -341,6 +357,15 @@ impl Database {
     fn record(&self, lo: Tid, told: &[CommitInfo], files: &BTreeSet<Oid>) -> Result<(), ZodbError> {
         let Some(last) = told.last() else { return Ok(()) };
         let first = self.newest(lo)?;
+        for commit in told {
+            for change in commit.files.iter().filter(|change| change.deleted) {
+                let mut gone = self.gone.write().unwrap_or_else(PoisonError::into_inner);
+                if gone.len() < GONE_MAX {
+                    let known = gone.entry(Oid::from(change.file)).or_default();
+                    *known = commit.tid.max(*known);
+                }
+            }
+        }
         let mut recorded = self.recorded.write().unwrap_or_else(PoisonError::into_inner);
         for oid in files {
             let known =
