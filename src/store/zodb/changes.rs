@@ -309,6 +309,14 @@ fn epoch_change(oid: Oid, old: Option<(FileNode, u64)>, new: Option<(FileNode, u
     }
 }
 
+/// From a server all nodes that are below one come at once, but those that are kept.
+fn fetch(nodes: &Nodes, children: &[Oid], at: Tid, is_kept: impl Fn(&Oid) -> bool) {
+    if nodes.storage().is_remote() {
+        let read: Vec<Oid> = children.iter().copied().filter(|child| !is_kept(child)).collect();
+        nodes.storage().prefetch(&read, at);
+    }
+}
+
 /// What differs between the tree that is known and the one at `at`, in which `written` were written last. Only nodes
 /// that were written or are new are loaded.
 fn tree_delta(
@@ -346,6 +354,7 @@ fn tree_delta(
             }
             Node::Tree(_, Tree::Node(inner)) => {
                 let children: Box<[Oid]> = inner.children.iter().map(|child| child.oid).collect();
+                fetch(nodes, &children, at, |child| known.contains_key(child) && !stale.contains(child));
                 ahead.extend(children.iter().map(|child| (*child, Some(oid))));
                 Part::Inner(children)
             }
