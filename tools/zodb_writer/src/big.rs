@@ -70,7 +70,7 @@ pub fn noise(seed: u64, number: u64, len: u64) -> Vec<u8> {
     bytes
 }
 
-/// The bytes of a block of a file that [`file`] made.
+/// The bytes of a block of a file that [`file()`] made.
 pub fn block_bytes(shape: &Shape, block: u64) -> Vec<u8> {
     let stored = match shape.stored {
         Blocks::Whole(len) => len.min(shape.block_size),
