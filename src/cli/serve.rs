@@ -25,6 +25,7 @@ use crate::host::signals::{Signals, StopReason};
 use crate::host::stop::{FinalState, RuntimeFiles, StopLimits, StopPlan, StopReport, StopTarget, run_stop};
 use crate::host::tuning;
 use crate::host::umount::{UmountError, clean_dead};
+use crate::host::unmount::{UnmountMode, UnmountOutcome, unmount};
 use crate::server::{OnEpoch, POLL_INTERVAL_DEFAULT, PeerManners, Server, ServerOptions, ServerThreads};
 use crate::store::faulty::Faults;
 use crate::store::native::{InitOptions, NativeStore, OpenError, OpenOptions};
@@ -40,6 +41,8 @@ const READY_LIMIT: Duration = Duration::from_secs(3600);
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// For so many looks in a row nobody uses a mount before it ends by itself: a client that ends may be followed by another.
 const IDLE_LOOKS: u32 = 25;
+/// How long the unmount of a mount that ends by itself may take.
+const AUTO_EXIT_LIMIT: Duration = Duration::from_secs(5);
 /// How long who uses a mount in the way of WCFS has to let go of it at a stop.
 const PEER_STOP_GRACE: Duration = Duration::from_secs(3);
 /// Threads of the runtime that awaits slow storages.
@@ -441,7 +444,8 @@ struct Idle {
 }
 
 impl Serving {
-    /// Whether all clients have left for good, and the mount is to go with them.
+    /// Whether all clients have left for good, and the mount is gone with them. It stays while anybody uses it who did not
+    /// say so by `zurl`.
     fn is_left(&self, idle: &mut Idle) -> bool {
         let opens = self.auto_exit.as_ref().and_then(|users| users.all_gone());
         let Some(opens) = opens.filter(|_| self.server.gauges().links == 0) else {
@@ -451,7 +455,18 @@ impl Serving {
         // One that came and went in between begins it anew.
         let looks = if idle.opens == opens { idle.looks + 1 } else { 1 };
         *idle = Idle { looks, opens };
-        looks >= IDLE_LOOKS
+        if looks < IDLE_LOOKS {
+            return false;
+        }
+        *idle = Idle::default();
+        match unmount(&self.path, self.dev, UnmountMode::Plain, AUTO_EXIT_LIMIT) {
+            UnmountOutcome::Done | UnmountOutcome::NotMounted => true,
+            UnmountOutcome::Busy => false,
+            UnmountOutcome::Failed(error) => {
+                log::warn!("no client uses {} any more, but it stays: {error}", self.path.display());
+                false
+            }
+        }
     }
 
     /// Serves until a signal comes or somebody unmounts, then stops.

@@ -133,7 +133,15 @@ def autoexit_ends_it_when_nobody_uses_it(stage):
     os.close(users.pop())
     expect(tid_text(stage.history.head()), server.at(), "head/at while somebody still uses it")
     expect(None, server.process.poll(), "the end of a server that is used")
+    # Who uses it without a word is not cut off either.
+    silent = os.open(server.path("head/at"), os.O_RDONLY)
     os.close(users.pop())
+    try:
+        server.process.wait(8)
+        raise Failed("the server ended while somebody had a file of it open")
+    except subprocess.TimeoutExpired:
+        expect(16, len(os.read(silent, 100)), "bytes of head/at, which is still open")
+    os.close(silent)
     expect(0, server.wait_end(40), "the exit code of a server that nobody uses any more")
     expect(None, mount_entry(server.root), "what is mounted afterwards")
     stage.server = None
