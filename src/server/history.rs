@@ -169,7 +169,9 @@ impl History {
     /// Blocks of a file in a published head with the tid at which each changed last, as runs in order.
     pub(super) fn revs(&self, head: &FileView, span: BlockSpan) -> Result<Vec<(BlockSpan, Tid)>, ReadError> {
         let (txn, file) = (&head.txn, head.meta.file);
-        let Some(only) = &self.only else { return revs_of(txn, file, span) };
+        let Some(only) = self.only.as_ref().filter(|only| self.knows_all(only, file)) else {
+            return revs_of(txn, file, span);
+        };
         let mut revs = Vec::new();
         for block in span.blocks() {
             match self.indexed_rev(txn, file, block, txn.at()) {
@@ -179,6 +181,12 @@ impl History {
             }
         }
         Ok(revs)
+    }
+
+    /// Whether a block of a file of which no change is recorded has had none in the window: not before the recent past was
+    /// read, nor after the bound of the index made it forget more than the window did.
+    fn knows_all(&self, only: &OnlyWindow, file: FileId) -> bool {
+        self.index.load().window().0 <= only.oldest().max(self.opened.since(file))
     }
 
     /// Whether a block may be another one in `head` than in the state `at`, before it. Asks the memory only.
@@ -230,12 +238,13 @@ impl History {
         };
         if let Some(only) = &self.only {
             let begun = only.start.max(old.meta.created).min(at);
+            let whole = only.oldest() == only.start && self.knows_all(only, file);
             let mut pins = Vec::new();
             for block in span.blocks() {
                 let rev = match self.indexed_rev(&old.txn, file, block, at) {
                     Ok(Some(rev)) => rev,
                     // Nothing was forgotten: so it is as it was then.
-                    Ok(None) if only.oldest() == only.start => begun,
+                    Ok(None) if whole => begun,
                     _ => of_store(BlockSpan::one(block))?.first().map_or(at, |(_, rev)| begun.max(*rev)),
                 };
                 pins.push((BlockSpan::one(block), rev.min(at)));
@@ -396,6 +405,8 @@ mod tests {
         );
         indexed.seed(&view(newest).txn);
         assert!(indexed.window().0.0 < tids[0], "the index has all of it");
+        // It answers for the window, but has not read it yet.
+        let unread = History::new(newest, TailOptions::default(), false, true);
         let all = || vec![span(0, BLOCKS + 4)];
         for (older, at) in tids.iter().enumerate() {
             let found = by_block(&indexed.pins_at(&view(*at), span(0, BLOCKS + 4)).unwrap());
@@ -406,6 +417,11 @@ mod tests {
                 assert!(found[&block] >= rev && found[&block] <= *at, "block {block} @{at}");
                 assert_eq!(same(&found[&block]), same(at), "block {block} @{at}");
             }
+            for (block, rev) in by_block(&unread.pins_at(&view(*at), span(0, BLOCKS + 4)).unwrap()) {
+                let same =
+                    |rev: &Tid| view(*rev).txn.blocks(file, block, BlockCount::new(1)).unwrap()[0].data;
+                assert!(rev <= *at && same(&rev) == same(at), "block {block} @{at} is pinned @{rev}");
+            }
             for head in &tids[older..] {
                 let blocks = |spans: Vec<BlockSpan>| -> BTreeSet<_> {
                     spans.iter().flat_map(|s| s.blocks()).collect()
@@ -413,6 +429,8 @@ mod tests {
                 let by_index = blocks(indexed.changed(&view(*head), *at, all()).unwrap());
                 let by_store = blocks(plain.changed(&view(*head), *at, all()).unwrap());
                 assert!(by_index.is_superset(&by_store), "@{at} to @{head}: {by_index:?} {by_store:?}");
+                let by_unread = blocks(unread.changed(&view(*head), *at, all()).unwrap());
+                assert!(by_unread.is_superset(&by_store), "@{at} to @{head}: {by_unread:?} {by_store:?}");
                 for block in by_index.difference(&by_store) {
                     let data =
                         |at: &Tid| view(*at).txn.blocks(file, *block, BlockCount::new(1)).unwrap()[0].data;
