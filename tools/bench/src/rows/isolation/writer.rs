@@ -4,6 +4,7 @@
 //! Blocks hold that word and zeros, and commits are not synced: no row of this group measures the disk by them.
 
 use std::fs;
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use revfs::env::sleep;
 use revfs::protocol::{BlockIndex, BlockSize, FileId, Tid};
 use revfs::store::native::{BlockHash, CommitError, NativeStore, block_hash};
+use rustix::thread::set_current_timer_slack;
 use tokio::runtime::Runtime;
 
 use crate::clock::now;
@@ -20,7 +22,10 @@ use crate::error::{BenchError, Named, OfStore, Result};
 
 /// How long a mount may take to show a commit.
 const SHOWN_LIMIT: Duration = Duration::from_secs(60);
-const POLL_INTERVAL: Duration = Duration::from_micros(100);
+/// Far below what is measured: a poll more or less would else decide a row.
+const POLL_INTERVAL: Duration = Duration::from_micros(20);
+/// How late a sleep may end; 50 us is the kernel's default, more than the interval.
+const POLL_SLACK_NS: NonZeroU64 = NonZeroU64::MIN;
 /// Set in all words: the last byte of none is zero, as in all blocks that are stored in part.
 const MARK: u64 = 1 << 63;
 
@@ -173,6 +178,13 @@ pub fn head_at(mounted: &Mounted) -> Result<Tid> {
 /// # Errors
 /// It takes too long.
 pub fn wait_shown(mounted: &Mounted, tid: Tid) -> Result<()> {
+    set_current_timer_slack(Some(POLL_SLACK_NS)).named("the slack of timers")?;
+    let waited = poll_shown(mounted, tid);
+    set_current_timer_slack(None).named("the slack of timers")?;
+    waited
+}
+
+fn poll_shown(mounted: &Mounted, tid: Tid) -> Result<()> {
     let end = now() + SHOWN_LIMIT;
     loop {
         let shown = head_at(mounted)?;
