@@ -19,6 +19,8 @@ mod mounted;
 mod python;
 #[path = "zeo/server.rs"]
 mod server;
+#[path = "zeo/tls.rs"]
+mod tls;
 #[path = "zeo/wrong.rs"]
 mod wrong;
 

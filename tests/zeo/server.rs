@@ -28,8 +28,31 @@ impl ZeoServer {
     pub fn start(python: &Path, database: &Path, socket: &Path, coding: &str) -> ZeoServer {
         let mut command = Command::new(python);
         command.args(["-m", "ZEO.runzeo", "-a"]).arg(socket).arg("-f").arg(database);
-        command.env("ZEO_MSGPACK", if coding == "msgpack" { "y" } else { "" });
         command.current_dir(database.parent().unwrap());
+        ZeoServer::spawn(command, socket, coding)
+    }
+
+    /// The same by TLS: with a certificate and its key in one file, for clients with one that a file trusts.
+    pub fn start_tls(
+        python: &Path,
+        database: &Path,
+        socket: &Path,
+        (coding, identity, clients): (&str, &Path, &Path),
+    ) -> ZeoServer {
+        let config = socket.with_extension("conf");
+        let [at, database, identity, clients] = [socket, database, identity, clients].map(Path::display);
+        let text = format!(
+            "<zeo>\naddress {at}\n<ssl>\ncertificate {identity}\nkey {identity}\nauthenticate {clients}\n\
+             </ssl>\n</zeo>\n<filestorage>\npath {database}\n</filestorage>\n"
+        );
+        std::fs::write(&config, text).unwrap();
+        let mut command = Command::new(python);
+        command.args(["-m", "ZEO.runzeo", "-C"]).arg(&config).current_dir(config.parent().unwrap());
+        ZeoServer::spawn(command, socket, coding)
+    }
+
+    fn spawn(mut command: Command, socket: &Path, coding: &str) -> ZeoServer {
+        command.env("ZEO_MSGPACK", if coding == "msgpack" { "y" } else { "" });
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let server = ZeoServer { child, socket: socket.to_owned() };
         wait_until("the ZEO server answers", || UnixStream::connect(&server.socket).is_ok());

@@ -13,6 +13,8 @@ mod iterate;
 mod link;
 mod msgpack;
 mod recent;
+mod socket;
+mod tls;
 mod value;
 mod wire;
 
@@ -29,6 +31,7 @@ use cache::Record;
 use client::{Phase, Server, Shared};
 pub use error::ZeoError;
 use iterate::{Backwards, Forwards};
+pub use tls::{Tls, TlsError};
 use value::Value;
 use wire::Arg;
 pub use wire::MESSAGE_BYTES_MAX;
@@ -138,9 +141,15 @@ impl ZeoStorage {
         for option in &parsed.ignored {
             log::warn!("{url}: the option {option} means nothing here");
         }
+        if let Some(tls) = &parsed.tls {
+            // What is wrong with its files is said at once, and not after the wait for a server.
+            let wrong = |error| ZeoError::Tls { url: url.to_owned(), cause: error };
+            tls.config().map_err(wrong)?;
+        }
         let server = Server {
             url: url.to_owned(),
             address: parsed.address,
+            tls: parsed.tls,
             storage: parsed.storage,
             wait_limit: parsed.wait_timeout.unwrap_or(options.wait_limit),
         };

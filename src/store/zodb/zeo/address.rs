@@ -1,15 +1,12 @@
-//! The URL of a ZEO server, and connections to where it says.
+//! The URL of a ZEO server.
 //!
-//! Invariant: a connection never waits inside of a read or a write; the wait is for its descriptor.
+//! Invariant: an option that asks for TLS is never passed over.
 
-use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::ZeoError;
+use super::tls::Tls;
 
 /// The name of a storage that is not named, as ZEO has it.
 const STORAGE_DEFAULT: &str = "1";
@@ -17,8 +14,8 @@ const STORAGE_DEFAULT: &str = "1";
 const STORAGE_BYTES_MAX: usize = 1024;
 /// The port of a server that is not named.
 const PORT_DEFAULT: u16 = 8100;
-/// How long one address may take to accept.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// The host of a server that is not named.
+const HOST_DEFAULT: &str = "localhost";
 /// Longest wait that a URL can ask for, seconds.
 const WAIT_SECONDS_MAX: u64 = 86_400;
 
@@ -36,6 +33,16 @@ pub enum Address {
     Unix(PathBuf),
 }
 
+impl Address {
+    /// The name of the machine.
+    pub fn host(&self) -> &str {
+        match self {
+            Address::Tcp { host, .. } => host,
+            Address::Unix(_) => HOST_DEFAULT,
+        }
+    }
+}
+
 /// What a URL says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ZeoUrl {
@@ -43,6 +50,8 @@ pub struct ZeoUrl {
     pub address: Address,
     /// Name of the storage on it.
     pub storage: String,
+    /// TLS, if it asks for it.
+    pub tls: Option<Tls>,
     /// How long answers are waited for, if it says so.
     pub wait_timeout: Option<Duration>,
     /// Options that mean nothing here, in their order.
@@ -51,7 +60,8 @@ pub struct ZeoUrl {
 
 impl ZeoUrl {
     /// Takes a URL apart: `zeo://[HOST][:PORT][?OPTIONS]`, or `zeo:///PATH[?OPTIONS]` for a socket. An empty host is this
-    /// machine. Options: `storage`, `wait_timeout` (seconds).
+    /// machine. Options: `storage`, `wait_timeout` (seconds); `tls`, `ca`, `cert`, `key` and `server_name`, see [`Tls`], of
+    /// which each asks for TLS. Paths may be relative to the working folder.
     ///
     /// # Errors
     /// It is none.
@@ -64,9 +74,11 @@ impl ZeoUrl {
         let mut parsed = ZeoUrl {
             address: address(place).map_err(&wrong)?,
             storage: STORAGE_DEFAULT.to_owned(),
+            tls: None,
             wait_timeout: None,
             ignored: Vec::new(),
         };
+        let mut tls = TlsOptions::default();
         for option in query.split('&').filter(|option| !option.is_empty()) {
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
             let value = decoded(value).ok_or_else(|| wrong(format!("the option {name} is spelt wrongly")))?;
@@ -80,14 +92,70 @@ impl ZeoUrl {
                         seconds.ok_or_else(|| wrong(format!("{value} is no wait_timeout in seconds")))?;
                     parsed.wait_timeout = Some(Duration::from_secs(seconds));
                 }
-                // Not to be passed over: who asks for it does not want to talk without.
-                "ssl" | "tls" | "ca" | "cert" | "key" => {
-                    return Err(wrong(format!("it asks for TLS ({name}), which is not supported yet")));
+                "ssl" | "tls" | "ca" | "cert" | "key" | "server_name" => {
+                    tls.set(name, value).map_err(&wrong)?;
                 }
                 other => parsed.ignored.push(other.to_owned()),
             }
         }
+        parsed.tls = tls.finish().map_err(wrong)?;
         Ok(parsed)
+    }
+}
+
+/// Options of TLS, as they come.
+#[derive(Default)]
+struct TlsOptions {
+    asked: Option<bool>,
+    is_used: bool,
+    tls: Tls,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+impl TlsOptions {
+    fn set(&mut self, name: &str, value: String) -> Result<(), String> {
+        if matches!(name, "ssl" | "tls") {
+            self.asked = Some(match value.as_str() {
+                "" | "1" | "true" | "yes" | "on" => true,
+                "0" | "false" | "no" | "off" => false,
+                other => return Err(format!("{name}={other} is neither yes nor no")),
+            });
+            return Ok(());
+        }
+        if value.is_empty() {
+            return Err(format!("the option {name} is empty"));
+        }
+        self.is_used = true;
+        if name == "server_name" {
+            self.tls.server_name = Some(value);
+            return Ok(());
+        }
+        // A server in the background works in another folder, and reads them again.
+        let path = std::path::absolute(&value).map_err(|error| format!("{name}={value}: {error}"))?;
+        match name {
+            "ca" => self.tls.ca = Some(path),
+            "cert" => self.cert = Some(path),
+            _ => self.key = Some(path),
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Option<Tls>, String> {
+        if self.asked == Some(false) && self.is_used {
+            return Err("it says that it wants no TLS, and has options for it".to_owned());
+        }
+        if !self.is_used && self.asked != Some(true) {
+            return Ok(None);
+        }
+        self.tls.identity = match (self.cert, self.key) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            // As often in ZEO, one file has both.
+            (Some(cert), None) => Some((cert.clone(), cert)),
+            (None, Some(_)) => return Err("it has a key and no cert".to_owned()),
+            (None, None) => None,
+        };
+        Ok(Some(self.tls))
     }
 }
 
@@ -111,7 +179,7 @@ fn address(place: &str) -> Result<Address, String> {
         "" => PORT_DEFAULT,
         port => port.parse().ok().filter(|port| *port != 0).ok_or_else(|| format!("{port} is no port"))?,
     };
-    let host = if host.is_empty() { "localhost" } else { host };
+    let host = if host.is_empty() { HOST_DEFAULT } else { host };
     if host.contains(|c: char| c.is_whitespace() || c == '@') {
         return Err(format!("{host} is no host"));
     }
@@ -131,76 +199,6 @@ fn decoded(text: &str) -> Option<String> {
         bytes.push(u8::try_from(digit()? << 4 | digit()?).ok()?);
     }
     String::from_utf8(bytes).ok().filter(|text| !text.contains('\0'))
-}
-
-/// A connection.
-#[derive(Debug)]
-pub enum Socket {
-    /// By TCP.
-    Tcp(TcpStream),
-    /// By a socket of this machine.
-    Unix(UnixStream),
-}
-
-impl Socket {
-    /// Connects.
-    ///
-    /// # Errors
-    /// Nobody answers there, or the name means nothing.
-    pub fn connect(address: &Address) -> io::Result<Socket> {
-        match address {
-            Address::Unix(path) => {
-                let stream = UnixStream::connect(path)?;
-                stream.set_nonblocking(true)?;
-                Ok(Socket::Unix(stream))
-            }
-            Address::Tcp { host, port } => {
-                let mut last = io::Error::new(io::ErrorKind::NotFound, "the name of the host has no address");
-                for address in (host.as_str(), *port).to_socket_addrs()? {
-                    match TcpStream::connect_timeout(&address, CONNECT_LIMIT) {
-                        Ok(stream) => {
-                            stream.set_nodelay(true)?;
-                            stream.set_nonblocking(true)?;
-                            return Ok(Socket::Tcp(stream));
-                        }
-                        Err(error) => last = error,
-                    }
-                }
-                Err(last)
-            }
-        }
-    }
-
-    /// Reads what is there; 0: the other end closed.
-    ///
-    /// # Errors
-    /// `WouldBlock`: nothing is there. Any other: the connection is lost.
-    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Socket::Tcp(stream) => stream.read(buffer),
-            Socket::Unix(stream) => stream.read(buffer),
-        }
-    }
-
-    /// Writes what there is room for.
-    ///
-    /// # Errors
-    /// `WouldBlock`: there is none. Any other: the connection is lost.
-    pub fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        match self {
-            Socket::Tcp(stream) => stream.write(buffer),
-            Socket::Unix(stream) => stream.write(buffer),
-        }
-    }
-}
-
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Socket::Tcp(stream) => stream.as_fd(),
-            Socket::Unix(stream) => stream.as_fd(),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -233,6 +231,25 @@ mod tests {
     }
 
     #[test]
+    fn each_option_of_tls_asks_for_it() {
+        let tls = |options: &str| ZeoUrl::parse(&format!("zeo://h:1?{options}")).unwrap().tls;
+        let path = |text: &str| Some(PathBuf::from(text));
+        for none in ["", "tls=0", "ssl=no", "storage=x"] {
+            assert_eq!(tls(none), None, "{none}");
+        }
+        for plain in ["tls", "tls=1", "ssl=yes", "storage=x&ssl=true"] {
+            assert_eq!(tls(plain), Some(Tls::default()), "{plain}");
+        }
+        assert_eq!(tls("ca=/a%20b").unwrap().ca, path("/a b"));
+        assert_eq!(tls("server_name=db").unwrap().server_name.as_deref(), Some("db"));
+        let (cert, key) = (PathBuf::from("/c"), PathBuf::from("/k"));
+        assert_eq!(tls("key=/k&cert=/c").unwrap().identity, Some((cert.clone(), key)));
+        assert_eq!(tls("cert=/c&tls=1").unwrap().identity, Some((cert.clone(), cert)));
+        let relative = tls("ca=x.pem").unwrap().ca.unwrap();
+        assert_eq!(relative, std::env::current_dir().unwrap().join("x.pem"));
+    }
+
+    #[test]
     fn what_is_no_url_of_a_server_says_why() {
         for url in [
             "file:///x",
@@ -247,7 +264,10 @@ mod tests {
             "zeo://h:1?storage=",
             "zeo://h:1?storage=%zz",
             "zeo://h:1?wait_timeout=0",
-            "zeo://h:1?ssl=1",
+            "zeo://h:1?tls=maybe",
+            "zeo://h:1?tls=0&ca=/x",
+            "zeo://h:1?ca=",
+            "zeo://h:1?key=/k",
             "zeo:///%00",
         ] {
             let error = ZeoUrl::parse(url).unwrap_err().to_string();

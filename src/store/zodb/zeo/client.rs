@@ -16,6 +16,7 @@ use super::address::Address;
 use super::cache::{Record, RecordCache, Until};
 use super::error::ZeoError;
 use super::recent::Recent;
+use super::tls::Tls;
 use super::value::Value;
 use super::wire::{self, Arg, Coding};
 use crate::env::Clock;
@@ -33,6 +34,8 @@ pub struct Server {
     pub url: String,
     /// Where it is.
     pub address: Address,
+    /// TLS, if it is talked to by that.
+    pub tls: Option<Tls>,
     /// Name of the storage on it.
     pub storage: String,
     /// How long an answer is waited for.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use revfs_protocol::Tid;
 
+use super::tls::TlsError;
 use crate::store::zodb::Oid;
 
 /// Why a ZEO server gives no answer, or none that is of use.
@@ -16,6 +17,14 @@ pub enum ZeoError {
         url: String,
         /// What is wrong.
         what: String,
+    },
+    /// What TLS needs is not there.
+    #[error("{url}: no TLS: {cause}; ca, cert and key name files in PEM")]
+    Tls {
+        /// The server.
+        url: String,
+        /// Why.
+        cause: TlsError,
     },
     /// The machine fails it.
     #[error("{url}: {what} fails: {cause}")]

@@ -12,9 +12,9 @@ use bytes::Bytes;
 use revfs_protocol::Tid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::address::Socket;
 use super::client::{Answer, Asked, Shared, State};
 use super::error::ZeoError;
+use super::socket::Socket;
 use super::value::Value;
 use super::wire::{self, Arg, Coding, Frames, Message, REPLY};
 use crate::env;
@@ -122,8 +122,9 @@ struct Session<'s> {
 impl<'s> Session<'s> {
     /// Connects and takes up what was missed.
     fn begin(shared: &'s Shared, number: u64) -> Result<Session<'s>, String> {
-        let socket =
-            Socket::connect(&shared.server.address).map_err(|error| format!("no connection: {error}"))?;
+        let server = &shared.server;
+        let socket = Socket::connect(&server.address, server.tls.as_ref())
+            .map_err(|error| format!("no connection: {error}"))?;
         let mut session = Session {
             shared,
             socket,
@@ -378,7 +379,10 @@ impl<'s> Session<'s> {
         if self.outgoing.len() > OUTGOING_BYTES_MAX {
             return Err("the server does not take what it is sent".to_owned());
         }
-        wait(Some((&self.socket, !self.outgoing.is_empty())), self.shared, timeout);
+        if !self.socket.may_have_more() {
+            let is_writing = !self.outgoing.is_empty() || self.socket.wants_write();
+            wait(Some((&self.socket, is_writing)), self.shared, timeout);
+        }
         match self.socket.read(&mut self.buffer) {
             Ok(0) => Err("the server closed the connection".to_owned()),
             Ok(count) => {
