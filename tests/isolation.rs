@@ -139,6 +139,33 @@ fn a_set_up_pins_what_was_read_and_changed_and_nothing_else() {
 }
 
 #[test]
+fn a_write_that_waits_for_a_pin_does_not_lock_out_its_ack() {
+    if no_fuse("a_write_that_waits_for_a_pin") {
+        return;
+    }
+    let place = Place::new();
+    let t1 = commit(&place, &[1, 2]);
+    // If it did, this process would be killed after the time for a pin.
+    let live = place.mount_with("m", &["--pin-timeout", "20s"]);
+    let file = file_id(&live.head("a"));
+    let mut link = WatchFile::open(live.root());
+    assert_eq!(link.ask(&format!("1 watch {file} @{t1}")), "1 ok", "nothing was read");
+    commit_shown(&place, &live, &[b'\n', 2]);
+    let map = Movable::new(live.root(), "a", BLOCK, 2);
+    let mut other = WatchFile::open(live.root());
+    std::thread::scope(|scope| {
+        // Its bytes are those of head, which are read after the pin, and are no frame.
+        let (other, map) = (&mut other, &map);
+        let writer = scope.spawn(move || other.say_from(map, 0));
+        assert_eq!(link.hear(), format!("2 pin {file} #0 @{t1}"));
+        assert!(!writer.is_finished());
+        link.say("2 ack");
+        writer.join().unwrap();
+    });
+    assert!(other.hear().contains("error"), "an empty line is no frame");
+}
+
+#[test]
 fn every_byte_that_clients_see_is_that_of_their_revision() {
     if no_fuse("every_byte_that_clients_see") {
         return;

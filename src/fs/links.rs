@@ -10,9 +10,13 @@ use fuser::{Errno, FopenFlags, ReplyData, ReplyWrite};
 use super::face::FsError;
 use crate::server::{LinkOver, LinkRead, Server, TidStream, WatchLink};
 
-/// A stream: reads and writes of one descriptor do not wait for each other, and there is no position.
-pub(super) const OPEN_FLAGS: FopenFlags =
-    FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_STREAM).union(FopenFlags::FOPEN_NONSEEKABLE);
+/// A stream: reads and writes of one descriptor do not wait for each other, and there is no position. Nor do writes of
+/// different descriptors: all acks of all clients are writes to this one file, and each would else wait with the file locked
+/// until its thread got a processor again; one whose bytes lie in a page that waits for a pin would lock out the ack of that.
+pub(super) const OPEN_FLAGS: FopenFlags = FopenFlags::FOPEN_DIRECT_IO
+    .union(FopenFlags::FOPEN_STREAM)
+    .union(FopenFlags::FOPEN_NONSEEKABLE)
+    .union(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES);
 
 /// Opens a link for the process of a thread.
 pub(super) fn open(server: &Server, thread: u32) -> Result<Arc<WatchLink>, FsError> {

@@ -29,6 +29,9 @@ const WATCH: &[u8] = b"watch";
 const BIGFILE: &[u8] = b"bigfile";
 const BY_ID: &[u8] = b"by-id";
 const TEXT_BLOCK_SIZE: u64 = 4096;
+/// What `head/watch` says that it has, as files of sysfs do. No single write has more: the kernel lets writes run beside each
+/// other only up to the end of a file, and those of a stream begin at 0 (`fuse_io_past_eof` in fs/fuse/file.c).
+const WATCH_BYTES_SHOWN: u64 = 4096;
 const TID_TEXT_BYTES: u64 = 16;
 const DIR_MODE: u16 = 0o555;
 const FILE_MODE: u16 = 0o444;
@@ -244,7 +247,7 @@ impl Tree {
             Key::Root | Key::HeadDir(_) => dir_stat(head_ns()),
             Key::RevRoot(at) | Key::RevById(at) | Key::RevDir(at, _) => dir_stat(at.to_unix_ns()),
             Key::HeadAt => text_stat(Kind::File, TID_TEXT_BYTES, self.server.shown().to_unix_ns()),
-            Key::HeadWatch => text_stat(Kind::Control, 0, self.start_unix_ns),
+            Key::HeadWatch => text_stat(Kind::Control, WATCH_BYTES_SHOWN, self.start_unix_ns),
             Key::Face(file) => {
                 let text = self.face.text(*file, &self.server, self.inodes.count());
                 text_stat(Kind::File, text.len() as u64, head_ns())

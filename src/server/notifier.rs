@@ -22,6 +22,8 @@ const PAUSE_STEP: Duration = Duration::from_micros(50);
 
 /// Drops what is queued until the server stops.
 pub(super) fn run(server: &Arc<Server>) {
+    // A commit waits for its pauses.
+    env::wake_precisely();
     while let Some((published, delta)) = next(server) {
         let at = delta.at;
         let tids = delta.tids.clone();
@@ -122,13 +124,13 @@ fn pause(server: &Arc<Server>, answered: Duration) {
     let others_run = || server.processes().is_ok_and(|processes| processes.all_others_run());
     let mut past = since;
     while past < ANSWER_SETTLES {
-        if past >= WAKE_TIME && others_run() {
-            // A sleep takes three times as long, and the commit waits.
-            return env::give_way(PAUSE_STEP);
-        }
+        let settled = past >= WAKE_TIME && others_run();
         let queue = server.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let running = |queue: &mut super::Queue| !queue.stopping;
         drop(server.queue_moved.wait_timeout_while(queue, PAUSE_STEP, running));
+        if settled {
+            return;
+        }
         past += PAUSE_STEP;
     }
 }

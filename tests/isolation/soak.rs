@@ -27,9 +27,8 @@ const CHANGED_MAX: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// From one commit to the next, if the machine is as fast.
 const PACE: Duration = Duration::from_millis(5);
-/// Enough for who behaves, also on a busy machine; many clients of one process wait for each other's mappings.
-const PIN_TIMEOUT: &str = "3s";
-const PIN_TIMEOUT_MANY: &str = "15s";
+/// Enough for who behaves, also on a busy machine, where each of many threads of one process waits for a processor.
+const PIN_TIMEOUT: &str = "15s";
 /// How the one that misbehaves does it in each of its lives; the server kills it each time.
 const FAULTS: [&str; 5] = ["mute", "nak", "stop", "deaf", "stubborn"];
 /// What the server's memory may vary by, KiB.
@@ -238,8 +237,7 @@ fn soak(place: &Place, mut target: Target, first: Tid) {
     let mut random = Random::new(1);
     model.add(first, &words);
     let (store, name) = target.names();
-    let pin_timeout = if slow() { PIN_TIMEOUT_MANY } else { PIN_TIMEOUT };
-    let live = place.mount_store(store, "m", &["--pin-timeout", pin_timeout, "--cache", "16M"]);
+    let live = place.mount_store(store, "m", &["--pin-timeout", PIN_TIMEOUT, "--cache", "16M"]);
     let before = Usage::of(live.pid());
     let done = AtomicBool::new(false);
     let (rounds, kills) = (AtomicU64::new(0), AtomicU64::new(0));
