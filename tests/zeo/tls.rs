@@ -220,7 +220,7 @@ fn plain_server(dir: &Path, says: &'static [u8]) -> (PathBuf, mpsc::Receiver<Vec
     let socket = dir.join("plain.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     let (told, heard) = mpsc::channel();
-    revfs::env::spawn("plain", move || {
+    let serve = move || {
         while let Ok((mut stream, _)) = listener.accept() {
             let mut hello = vec![0; 1 << 16];
             let count = stream.read(&mut hello).unwrap_or(0);
@@ -231,7 +231,8 @@ fn plain_server(dir: &Path, says: &'static [u8]) -> (PathBuf, mpsc::Receiver<Vec
                 return;
             }
         }
-    });
+    };
+    revfs::env::spawn("plain", serve).unwrap();
     (socket, heard)
 }
 
