@@ -97,6 +97,13 @@ impl Processes for HostProcesses {
         runnable_in(&load).is_some_and(|runnable| runnable <= env::processors() + 1)
     }
 
+    fn runnable_threads(&self, pid: u32) -> Vec<(u32, u64)> {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+        let thread_of = |name: std::ffi::OsString| name.to_str()?.parse().ok();
+        let threads = threads.flatten().filter_map(|entry| thread_of(entry.file_name()));
+        threads.filter(|thread| is_runnable(*thread)).map(|thread| (thread, ran_ns(thread))).collect()
+    }
+
     fn is_dying(&self, thread: u32) -> bool {
         waiting_signals(thread).is_some_and(|waiting| waiting & bit_of(Signal::KILL) != 0)
     }
@@ -106,6 +113,24 @@ impl Processes for HostProcesses {
 fn runnable_in(load: &[u8]) -> Option<usize> {
     let field = load.split(|byte| *byte == b' ').nth(3)?;
     std::str::from_utf8(field.split(|byte| *byte == b'/').next()?).ok()?.parse().ok()
+}
+
+/// Whether a thread runs or waits for a processor; one that is gone does not.
+fn is_runnable(thread: u32) -> bool {
+    let stat = std::fs::read(format!("/proc/{thread}/stat")).unwrap_or_default();
+    state_in(&stat) == Some(b'R')
+}
+
+/// The state of a thread: `<tid> (<name>) <state> ...`, where the name may hold anything.
+fn state_in(stat: &[u8]) -> Option<u8> {
+    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
+    stat.get(name_end + 2).copied()
+}
+
+/// How long a thread has run, ns, as of the last look of the kernel's clock at it; 0 if that is not known.
+fn ran_ns(thread: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{thread}/schedstat")).unwrap_or_default();
+    text.split(' ').next().and_then(|ran| ran.parse().ok()).unwrap_or(0)
 }
 
 fn bit_of(signal: Signal) -> u64 {
@@ -153,6 +178,32 @@ mod tests {
         assert_eq!([&b""[..], b"1 2 3", b"1 2 3 x/4 5"].map(runnable_in), [None; 3]);
         let now = std::fs::read("/proc/loadavg").unwrap();
         assert!(runnable_in(&now).unwrap() >= 1, "this thread runs");
+    }
+
+    #[test]
+    fn a_thread_that_runs_is_told_and_one_that_sleeps_is_not() {
+        assert_eq!(state_in(b"7 (a) R (b)) S 1 2"), Some(b'S'));
+        assert_eq!([&b""[..], b"7 (a)", b"7 (a) "].map(state_in), [None; 3]);
+        let me = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let (say, said) = std::sync::mpsc::channel();
+        let sleeper = move || {
+            say.send(rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()).unwrap();
+            let _ = ended.recv();
+        };
+        crate::env::spawn("sleeper", sleeper).unwrap();
+        let sleeping = said.recv().unwrap();
+        let runnable = || -> HashMap<u32, u64> {
+            HostProcesses::default().runnable_threads(std::process::id()).into_iter().collect()
+        };
+        while runnable().contains_key(&sleeping) {}
+        let before = runnable()[&me];
+        // The kernel looks at the clock each time that it gives the processor to another one.
+        while runnable()[&me] <= before {
+            std::thread::yield_now();
+        }
+        drop(end);
+        assert!(HostProcesses::default().runnable_threads(u32::MAX).is_empty());
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub trait Processes: Send + Sync + Debug {
     /// Whether every thread of this machine that can run does so once the calling one sleeps: none waits for a
     /// processor. `false` if that is not known.
     fn all_others_run(&self) -> bool;
+    /// Threads of a process that run or wait for a processor, and how long each has run so far, ns. None if the process is
+    /// gone.
+    fn runnable_threads(&self, pid: u32) -> Vec<(u32, u64)>;
     /// Whether the thread's process is being killed.
     fn is_dying(&self, thread: u32) -> bool;
 }

@@ -3,6 +3,7 @@
 //! Invariant: it serves no request and holds no lock while the kernel works, for the kernel waits there for
 //! READs that are under way (rule 17). `shown` becomes t only when all of t has been dropped (rule 18).
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -19,6 +20,8 @@ use crate::env;
 const WAKE_TIME: Duration = Duration::from_micros(100);
 /// Between two looks whether any thread waits for one; what a thread that runs needs to map a page is less.
 const PAUSE_STEP: Duration = Duration::from_micros(50);
+/// The same on a busy machine, where each look is at all threads of the clients.
+const BUSY_STEP: Duration = Duration::from_millis(2);
 
 /// Drops what is queued until the server stops.
 pub(super) fn run(server: &Arc<Server>) {
@@ -100,12 +103,16 @@ fn invalidate(server: &Arc<Server>, kernel: &dyn KernelCache, delta: Delta) {
 fn settle(server: &Arc<Server>, at: Tid, changed: &[(FileId, Vec<Range<u64>>)]) {
     let wait = server.parked.begin(NO_THREAD);
     let mut answered = None;
+    let mut clients = BTreeSet::new();
     for (file, ranges) in changed {
         if server.links.oldest_at(*file).is_none_or(|oldest| oldest >= at) {
             continue;
         }
         let touched = server.tracking.touched(*file, ranges);
-        answered = answered.max(touched.answered);
+        if touched.answered.is_some() {
+            clients.extend(server.links.behind(*file, at).iter().map(|link| link.process.pid()));
+            answered = answered.max(touched.answered);
+        }
         for span in touched.under_way {
             server.pin_behind(*file, at, span, wait);
         }
@@ -113,24 +120,44 @@ fn settle(server: &Arc<Server>, at: Tid, changed: &[(FileId, Vec<Range<u64>>)]) 
     // Until everybody has mapped it, or is dead.
     server.parked.settle_and_wait(wait);
     if let Some(answered) = answered {
-        pause(server, answered);
+        pause(server, &clients, answered);
     }
 }
 
 /// Waits until threads that were woken by an answer at `answered` have mapped its pages. They need microseconds once they
-/// run: so until nothing on this machine waits for a processor, or until nobody can have waited so long.
-fn pause(server: &Arc<Server>, answered: Duration) {
-    let since = server.options.clock.monotonic().saturating_sub(answered);
-    let others_run = || server.processes().is_ok_and(|processes| processes.all_others_run());
-    let mut past = since;
+/// run: so until nothing on this machine waits for a processor, or until all threads of `clients` that did have had one, or
+/// until nobody is believed to have waited so long.
+fn pause(server: &Arc<Server>, clients: &BTreeSet<u32>, answered: Duration) {
+    let Ok(processes) = server.processes() else { return };
+    let runnable = || -> BTreeMap<u32, u64> {
+        clients.iter().flat_map(|pid| processes.runnable_threads(*pid)).collect()
+    };
+    let mut past = server.options.clock.monotonic().saturating_sub(answered);
+    let mut waiting = None;
+    let mut step = PAUSE_STEP;
     while past < ANSWER_SETTLES {
-        let settled = past >= WAKE_TIME && others_run();
+        let mut settled = false;
+        // Before, one that was woken may not be seen to wait.
+        if past >= WAKE_TIME {
+            settled = processes.all_others_run();
+            if !settled {
+                let now = runnable();
+                let before = waiting.get_or_insert_with(|| now.clone());
+                // Who sleeps now has run, and who has run has mapped its page.
+                before.retain(|thread, ran_ns| now.get(thread).is_some_and(|now_ns| now_ns == ran_ns));
+                settled = before.is_empty();
+                step = BUSY_STEP;
+            }
+        }
         let queue = server.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let running = |queue: &mut super::Queue| !queue.stopping;
-        drop(server.queue_moved.wait_timeout_while(queue, PAUSE_STEP, running));
-        if settled {
+        let (queue, _) = server
+            .queue_moved
+            .wait_timeout_while(queue, step, running)
+            .unwrap_or_else(PoisonError::into_inner);
+        if settled || queue.stopping {
             return;
         }
-        past += PAUSE_STEP;
+        past += step;
     }
 }

@@ -323,18 +323,34 @@ fn read_head(f: &Fixture, file: FileId, offset: u64) -> ReadBytes {
 }
 
 #[test]
-fn what_was_read_a_moment_ago_is_dropped_a_moment_later_if_somebody_watches() {
-    let f = fixture(&[(10, vec![Edit::Put("a", blocks(1, 4))])]);
-    let file = f.store.file_id("a");
-    f.server.links.register(file, Tid::from_raw(10), LinkId(1), Serial(1));
-    let threads = f.server.start().unwrap();
-    let clock = env::SystemClock::shared();
-    let answered = clock.monotonic();
-    drop(read_head(&f, file, BLOCK));
-    f.store.commit(20, &[Edit::Write("a", BLOCK, blocks(2, 1))]);
-    f.arrived.recv_timeout(PATIENCE).unwrap();
-    assert!(clock.monotonic() - answered >= tracking::ANSWER_SETTLES);
-    threads.stop();
+fn what_was_read_a_moment_ago_is_dropped_when_who_watches_has_run() {
+    for has_run in [true, false] {
+        let everybody = people::Everybody::default();
+        let commits = [(10, vec![Edit::Put("a", blocks(1, 4))])];
+        let f = fixture_with(&commits, Some(Arc::new(everybody.clone())), None);
+        let file = f.store.file_id("a");
+        let link = f.server.open_link(1).unwrap();
+        f.server.links.register(file, Tid::from_raw(10), link.id, Serial(1));
+        let ran = |ns: u64| everybody.0.lock().unwrap().waiting.insert(1, ns);
+        ran(100);
+        let threads = f.server.start().unwrap();
+        let clock = env::SystemClock::shared();
+        let answered = clock.monotonic();
+        drop(read_head(&f, file, BLOCK));
+        f.store.commit(20, &[Edit::Write("a", BLOCK, blocks(2, 1))]);
+        let early = f.arrived.recv_timeout(tracking::ANSWER_SETTLES / 10);
+        let is_over = || clock.monotonic() - answered >= tracking::ANSWER_SETTLES;
+        assert!(early.is_err() || is_over(), "dropped while a client waits for a processor");
+        if early.is_err() {
+            if has_run {
+                ran(101);
+            }
+            f.arrived.recv_timeout(PATIENCE).unwrap();
+            assert!(has_run || is_over());
+        }
+        f.server.close_link(&link);
+        threads.stop();
+    }
 }
 
 #[test]

@@ -86,8 +86,8 @@ impl Tracked {
 }
 
 /// So long after the answer of a READ the threads that waited for its pages have mapped them, even if they had to wait
-/// for a processor. The kernel tells nobody when they have.
-pub(super) const ANSWER_SETTLES: Duration = Duration::from_millis(20);
+/// for a processor on a busy machine. The kernel tells nobody when they have; who waits looks whether they ran.
+pub(super) const ANSWER_SETTLES: Duration = Duration::from_secs(1);
 
 /// A READ of blocks of head that is under way for as long as this exists.
 #[derive(Debug)]

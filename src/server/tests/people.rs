@@ -14,6 +14,8 @@ pub struct Known {
     pub signalled: BTreeSet<u32>,
     /// How often it was asked whether somebody has ended: once a look of the watchdog.
     pub looks: BTreeMap<u32, u32>,
+    /// Threads that wait for a processor, and how long they have run; none: all run.
+    pub waiting: BTreeMap<u32, u64>,
 }
 
 #[derive(Debug)]
@@ -58,7 +60,11 @@ impl Processes for Everybody {
         false
     }
     fn all_others_run(&self) -> bool {
-        true
+        self.0.lock().unwrap().waiting.is_empty()
+    }
+    fn runnable_threads(&self, pid: u32) -> Vec<(u32, u64)> {
+        let known = self.0.lock().unwrap();
+        known.waiting.get(&pid).map(|ran_ns| (pid, *ran_ns)).into_iter().collect()
     }
     fn is_dying(&self, _thread: u32) -> bool {
         false
