@@ -25,7 +25,7 @@ mod stats;
 mod tracking;
 mod watchdog;
 
-pub use clients::{ClientProcess, Processes};
+pub use clients::{BusyThread, ClientProcess, Processes};
 pub use delta::{Delta, RangeSet, Shrunk};
 pub use head_read::HeadReadError;
 pub use histogram::{BOUNDED_BUCKETS, Histogram, Times};

@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use super::process::{Process, ProcessError, process_of_thread};
 use super::users::name_of;
 use crate::env;
-use crate::server::{ClientProcess, Processes};
+use crate::server::{BusyThread, ClientProcess, Processes};
 
 /// The processes of this machine.
 #[derive(Debug, Default)]
@@ -97,11 +97,10 @@ impl Processes for HostProcesses {
         runnable_in(&load).is_some_and(|runnable| runnable <= env::processors() + 1)
     }
 
-    fn runnable_threads(&self, pid: u32) -> Vec<(u32, u64)> {
+    fn busy_threads(&self, pid: u32) -> Vec<BusyThread> {
         let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
         let thread_of = |name: std::ffi::OsString| name.to_str()?.parse().ok();
-        let threads = threads.flatten().filter_map(|entry| thread_of(entry.file_name()));
-        threads.filter(|thread| is_runnable(*thread)).map(|thread| (thread, ran_ns(thread))).collect()
+        threads.flatten().filter_map(|entry| busy_thread(thread_of(entry.file_name())?)).collect()
     }
 
     fn is_dying(&self, thread: u32) -> bool {
@@ -115,10 +114,12 @@ fn runnable_in(load: &[u8]) -> Option<usize> {
     std::str::from_utf8(field.split(|byte| *byte == b'/').next()?).ok()?.parse().ok()
 }
 
-/// Whether a thread runs or waits for a processor; one that is gone does not.
-fn is_runnable(thread: u32) -> bool {
-    let stat = std::fs::read(format!("/proc/{thread}/stat")).unwrap_or_default();
-    state_in(&stat) == Some(b'R')
+/// A thread that runs or waits and cannot be woken; `None`: it sleeps, or is gone.
+fn busy_thread(thread: u32) -> Option<BusyThread> {
+    let stat = std::fs::read(format!("/proc/{thread}/stat")).ok()?;
+    let state = state_in(&stat)?;
+    let busy = BusyThread { thread, is_runnable: state == b'R', ran_ns: ran_ns(thread) };
+    matches!(state, b'R' | b'D').then_some(busy)
 }
 
 /// The state of a thread: `<tid> (<name>) <state> ...`, where the name may hold anything.
@@ -193,17 +194,19 @@ mod tests {
         };
         crate::env::spawn("sleeper", sleeper).unwrap();
         let sleeping = said.recv().unwrap();
-        let runnable = || -> HashMap<u32, u64> {
-            HostProcesses::default().runnable_threads(std::process::id()).into_iter().collect()
+        let ran = |thread: u32| {
+            let busy = HostProcesses::default().busy_threads(std::process::id());
+            busy.iter().find(|busy| busy.thread == thread && busy.is_runnable).map(|busy| busy.ran_ns)
         };
-        while runnable().contains_key(&sleeping) {}
-        let before = runnable()[&me];
+        while ran(sleeping).is_some() {}
+        let before = ran(me);
+        assert!(before.is_some());
         // The kernel looks at the clock each time that it gives the processor to another one.
-        while runnable()[&me] <= before {
+        while ran(me) <= before {
             std::thread::yield_now();
         }
         drop(end);
-        assert!(HostProcesses::default().runnable_threads(u32::MAX).is_empty());
+        assert!(HostProcesses::default().busy_threads(u32::MAX).is_empty());
     }
 
     #[test]

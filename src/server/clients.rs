@@ -23,6 +23,17 @@ pub trait ClientProcess: Send + Sync + Debug {
     fn send_kill(&self) -> Result<(), String>;
 }
 
+/// A thread that runs, waits for a processor, or waits in the kernel for what others hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BusyThread {
+    /// Its number.
+    pub thread: u32,
+    /// Whether it runs or waits for a processor, and not for anything else.
+    pub is_runnable: bool,
+    /// How long it has run so far, ns, as of the last look of the kernel's clock at it; 0 if that is not known.
+    pub ran_ns: u64,
+}
+
 /// Where processes are found.
 pub trait Processes: Send + Sync + Debug {
     /// The process to which a thread belongs, if the server may signal it. May be the same object for all its threads.
@@ -37,9 +48,8 @@ pub trait Processes: Send + Sync + Debug {
     /// Whether every thread of this machine that can run does so once the calling one sleeps: none waits for a
     /// processor. `false` if that is not known.
     fn all_others_run(&self) -> bool;
-    /// Threads of a process that run or wait for a processor, and how long each has run so far, ns. None if the process is
-    /// gone.
-    fn runnable_threads(&self, pid: u32) -> Vec<(u32, u64)>;
+    /// Threads of a process that do not sleep for want of something to do. None if the process is gone.
+    fn busy_threads(&self, pid: u32) -> Vec<BusyThread>;
     /// Whether the thread's process is being killed.
     fn is_dying(&self, thread: u32) -> bool;
 }

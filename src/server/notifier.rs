@@ -13,7 +13,7 @@ use revfs_protocol::{FileId, Tid};
 
 use super::parked::NO_THREAD;
 use super::tracking::ANSWER_SETTLES;
-use super::{Delta, KernelCache, Server, Stats};
+use super::{BusyThread, Delta, KernelCache, Server, Stats};
 use crate::env;
 
 /// After this a thread that was woken waits for a processor, if it does not run.
@@ -22,6 +22,9 @@ const WAKE_TIME: Duration = Duration::from_micros(100);
 const PAUSE_STEP: Duration = Duration::from_micros(50);
 /// The same on a busy machine, where each look is at all threads of the clients.
 const BUSY_STEP: Duration = Duration::from_millis(2);
+/// So long after an answer a thread that waits in the kernel may still wait for the lock under which it maps the page; later
+/// it waits for another READ.
+const LOCK_SETTLES: Duration = Duration::from_millis(200);
 
 /// Drops what is queued until the server stops.
 pub(super) fn run(server: &Arc<Server>) {
@@ -129,8 +132,10 @@ fn settle(server: &Arc<Server>, at: Tid, changed: &[(FileId, Vec<Range<u64>>)]) 
 /// until nobody is believed to have waited so long.
 fn pause(server: &Arc<Server>, clients: &BTreeSet<u32>, answered: Duration) {
     let Ok(processes) = server.processes() else { return };
-    let runnable = || -> BTreeMap<u32, u64> {
-        clients.iter().flat_map(|pid| processes.runnable_threads(*pid)).collect()
+    let busy = |past: Duration| -> BTreeMap<u32, BusyThread> {
+        let threads = clients.iter().flat_map(|pid| processes.busy_threads(*pid));
+        let counts = |thread: &BusyThread| thread.is_runnable || past < LOCK_SETTLES;
+        threads.filter(counts).map(|thread| (thread.thread, thread)).collect()
     };
     let mut past = server.options.clock.monotonic().saturating_sub(answered);
     let mut waiting = None;
@@ -141,10 +146,18 @@ fn pause(server: &Arc<Server>, clients: &BTreeSet<u32>, answered: Duration) {
         if past >= WAKE_TIME {
             settled = processes.all_others_run();
             if !settled {
-                let now = runnable();
+                let now = busy(past);
                 let before = waiting.get_or_insert_with(|| now.clone());
-                // Who sleeps now has run, and who has run has mapped its page.
-                before.retain(|thread, ran_ns| now.get(thread).is_some_and(|now_ns| now_ns == ran_ns));
+                before.retain(|thread, then| match now.get(thread) {
+                    // Who sleeps for want of something to do has mapped its page.
+                    None => false,
+                    // And so has who could run and did. Who runs into a lock waits anew.
+                    Some(now) if now.is_runnable => now.ran_ns == then.ran_ns,
+                    Some(now) => {
+                        *then = *now;
+                        true
+                    }
+                });
                 settled = before.is_empty();
                 step = BUSY_STEP;
             }

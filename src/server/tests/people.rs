@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-use crate::server::{ClientProcess, Processes};
+use crate::server::{BusyThread, ClientProcess, Processes};
 
 /// What is known of all.
 #[derive(Debug, Default)]
@@ -62,9 +62,10 @@ impl Processes for Everybody {
     fn all_others_run(&self) -> bool {
         self.0.lock().unwrap().waiting.is_empty()
     }
-    fn runnable_threads(&self, pid: u32) -> Vec<(u32, u64)> {
+    fn busy_threads(&self, pid: u32) -> Vec<BusyThread> {
         let known = self.0.lock().unwrap();
-        known.waiting.get(&pid).map(|ran_ns| (pid, *ran_ns)).into_iter().collect()
+        let busy = |ran_ns: &u64| BusyThread { thread: pid, is_runnable: true, ran_ns: *ran_ns };
+        known.waiting.get(&pid).map(busy).into_iter().collect()
     }
     fn is_dying(&self, _thread: u32) -> bool {
         false
