@@ -105,23 +105,25 @@ fn invalidate(server: &Arc<Server>, kernel: &dyn KernelCache, delta: Delta) {
 /// Every READ that comes later is answered from a head that is published already, and asks for its pins itself.
 fn settle(server: &Arc<Server>, at: Tid, changed: &[(FileId, Vec<Range<u64>>)]) {
     let wait = server.parked.begin(NO_THREAD);
-    let mut answered = None;
-    let mut clients = BTreeSet::new();
-    for (file, ranges) in changed {
-        if server.links.oldest_at(*file).is_none_or(|oldest| oldest >= at) {
-            continue;
-        }
-        let touched = server.tracking.touched(*file, ranges);
-        if touched.answered.is_some() {
-            clients.extend(server.links.behind(*file, at).iter().map(|link| link.process.pid()));
-            answered = answered.max(touched.answered);
-        }
-        for span in touched.under_way {
+    let behind = |file: &FileId| server.links.oldest_at(*file).is_some_and(|oldest| oldest < at);
+    let watched: Vec<_> = changed.iter().filter(|(file, _)| behind(file)).collect();
+    for (file, ranges) in &watched {
+        for span in server.tracking.touched(*file, ranges).under_way {
             server.pin_behind(*file, at, span, wait);
         }
     }
     // Until everybody has mapped it, or is dead.
     server.parked.settle_and_wait(wait);
+    // Asked now: what was answered meanwhile, maybe all at once as somebody died, counts too.
+    let mut answered = None;
+    let mut clients = BTreeSet::new();
+    for (file, ranges) in &watched {
+        let touched = server.tracking.touched(*file, ranges);
+        if touched.answered.is_some() {
+            clients.extend(server.links.behind(*file, at).iter().map(|link| link.process.pid()));
+            answered = answered.max(touched.answered);
+        }
+    }
     if let Some(answered) = answered {
         pause(server, &clients, answered);
     }
