@@ -29,8 +29,9 @@ const WATCH: &[u8] = b"watch";
 const BIGFILE: &[u8] = b"bigfile";
 const BY_ID: &[u8] = b"by-id";
 const TEXT_BLOCK_SIZE: u64 = 4096;
-/// What `head/watch` says that it has, as files of sysfs do. No single write has more: the kernel lets writes run beside each
-/// other only up to the end of a file, and those of a stream begin at 0 (`fuse_io_past_eof` in fs/fuse/file.c).
+/// What `head/watch` says that it has, as files of sysfs do: more than any frame. The kernel lets writes run beside each other
+/// only up to the end of a file, and those of a stream begin at 0 (`fuse_io_past_eof` in fs/fuse/file.c); who writes more
+/// at once locks the file, as all did before.
 const WATCH_BYTES_SHOWN: u64 = 4096;
 const TID_TEXT_BYTES: u64 = 16;
 const DIR_MODE: u16 = 0o555;

@@ -16,6 +16,8 @@ pub struct Known {
     pub looks: BTreeMap<u32, u32>,
     /// Threads that wait for a processor, and how long they have run; none: all run.
     pub waiting: BTreeMap<u32, u64>,
+    /// How often it was asked which threads are busy.
+    pub busy_looks: u32,
 }
 
 #[derive(Debug)]
@@ -63,7 +65,8 @@ impl Processes for Everybody {
         self.0.lock().unwrap().waiting.is_empty()
     }
     fn busy_threads(&self, pid: u32) -> Vec<BusyThread> {
-        let known = self.0.lock().unwrap();
+        let mut known = self.0.lock().unwrap();
+        known.busy_looks += 1;
         let busy = |ran_ns: &u64| BusyThread { thread: pid, is_runnable: true, ran_ns: *ran_ns };
         known.waiting.get(&pid).map(busy).into_iter().collect()
     }

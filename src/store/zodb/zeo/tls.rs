@@ -2,7 +2,7 @@
 //!
 //! Invariant: who asked for TLS never talks without, and a server that shows no certificate that is trusted for its name is
 //! told nothing. ZEO servers trust certificates that are listed one by one, often signed by themselves; so a certificate that
-//! stands in the file of `ca` itself is trusted whatever it is called, as it is the server's alone, and any other must
+//! stands in the file of `ca` itself is trusted whatever it is called and however old, as it is the server's alone, and any other must
 //! be signed for the name of the server by one that stands there. Files are read anew for each connection, so that
 //! certificates may be replaced. Left out on purpose: talking to a server without a look at its certificate.
 
