@@ -17,6 +17,7 @@ mod history;
 mod links;
 mod notifier;
 mod opened;
+mod pace;
 mod parked;
 mod peer;
 mod setup;
@@ -60,6 +61,8 @@ use crate::view::{self, ResolveError};
 pub const POLL_INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
 /// How long a client may owe an ack, as with WCFS.
 pub const PIN_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// Of the time between two looks at who is late with an ack so much counts: if it was more, this server did not run.
+pub const LOOK_GAP_MAX_DEFAULT: Duration = Duration::from_secs(1);
 /// Memory for which blocks of head were read, bytes: each takes two at most, and neighbours next to nothing.
 pub const TRACKING_BYTES_MAX_DEFAULT: u64 = 64 << 20;
 /// Read buffers that are kept for reuse.
@@ -81,6 +84,10 @@ pub trait KernelCache: Send + Sync {
     fn invalidate_directory(&self, dir: DirId);
     /// Drops the attributes of the root, where tags are listed.
     fn invalidate_root(&self);
+    /// Whether requests wait that no thread has taken yet.
+    fn has_requests(&self) -> bool {
+        false
+    }
     /// Whether whoever caches knows a file under head, as by a lookup of it.
     fn knows_head(&self, _file: FileId) -> bool {
         false
@@ -127,6 +134,8 @@ pub struct ServerOptions {
     pub tracking_bytes_max: u64,
     /// How long a client may owe an ack; see [`PIN_TIMEOUT_DEFAULT`].
     pub pin_timeout: Duration,
+    /// Time without a look at who is late that counts; see [`LOOK_GAP_MAX_DEFAULT`].
+    pub look_gap_max: Duration,
     /// Finds the processes of clients; without it no watch link can be opened.
     pub processes: Option<Arc<dyn Processes>>,
     /// Does as WCFS does, for its clients; `None`: what is better.

@@ -20,9 +20,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
+use std::time::Duration;
 
 use link::{Movable, WatchFile, file_id, read};
-use live::{Guarded, Live, Place, SOON, end_of, no_fuse, signal_to};
+use live::{Guarded, Live, Place, SOON, end_of, no_fuse, signal_to, wait_until};
+use revfs::env::sleep;
 
 const BLOCK: usize = 64 << 10;
 
@@ -163,6 +165,33 @@ fn a_write_that_waits_for_a_pin_does_not_lock_out_its_ack() {
         writer.join().unwrap();
     });
     assert!(other.hear().contains("error"), "an empty line is no frame");
+}
+
+#[test]
+fn a_server_that_did_not_run_blames_nobody() {
+    if no_fuse("a_server_that_did_not_run") {
+        return;
+    }
+    let place = Place::new();
+    let t1 = commit(&place, &[1, 1]);
+    let live = place.mount_with("m", &["--pin-timeout", "2s"]);
+    let file = file_id(&live.head("a"));
+    let mut link = WatchFile::open(live.root());
+    assert_eq!(link.ask(&format!("1 watch {file} @{t1}")), "1 ok", "nothing was read");
+    commit_shown(&place, &live, &[1, 2]);
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| read(live.root(), "head", "a"));
+        assert_eq!(link.hear(), format!("2 pin {file} #1 @{t1}"));
+        // Nobody can do what it is told while nothing is answered. If it counted, this process would be killed.
+        let pid = live.pid();
+        signal_to(pid, rustix::process::Signal::STOP);
+        sleep(Duration::from_secs(4));
+        signal_to(pid, rustix::process::Signal::CONT);
+        wait_until("it looks who is late", || live.stat("behind_ms") > 0);
+        link.say("2 ack");
+        assert_eq!(reading.join().unwrap(), filled(&[1, 2]));
+    });
+    assert_eq!(live.stat("kills"), 0);
 }
 
 #[test]

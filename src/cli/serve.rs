@@ -26,7 +26,9 @@ use crate::host::stop::{FinalState, RuntimeFiles, StopLimits, StopPlan, StopRepo
 use crate::host::tuning;
 use crate::host::umount::{UmountError, clean_dead};
 use crate::host::unmount::{UnmountMode, UnmountOutcome, unmount};
-use crate::server::{OnEpoch, POLL_INTERVAL_DEFAULT, PeerManners, Server, ServerOptions, ServerThreads};
+use crate::server::{
+    LOOK_GAP_MAX_DEFAULT, OnEpoch, POLL_INTERVAL_DEFAULT, PeerManners, Server, ServerOptions, ServerThreads,
+};
 use crate::store::faulty::Faults;
 use crate::store::native::{InitOptions, NativeStore, OpenError, OpenOptions};
 use crate::store::zodb::DatabaseOptions;
@@ -252,6 +254,7 @@ fn start(plan: &MountPlan, in_background: bool) -> Result<Serving, CliError> {
         poll_interval: POLL_INTERVAL_DEFAULT,
         history: TailOptions { span: plan.keep_history, ..TailOptions::default() },
         pin_timeout: plan.pin_timeout,
+        look_gap_max: LOOK_GAP_MAX_DEFAULT,
         tracking_bytes_max: plan.tracking_bytes,
         processes: Some(Arc::new(HostProcesses::default())),
         peer: plan.peer.as_ref().map(peer_manners),

@@ -5,12 +5,14 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
 use revfs_protocol::{FileId, Tid};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::inodes::{Key, ROOT_INO};
 use super::tree::Tree;
@@ -29,6 +31,8 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 pub(super) struct FuseCache {
     pub(super) tree: Arc<Tree>,
     pub(super) notifier: Notifier,
+    /// Where requests come from.
+    pub(super) device: OwnedFd,
 }
 
 impl FuseCache {
@@ -107,6 +111,13 @@ impl KernelCache for FuseCache {
 
     fn store_version(&self, file: FileId, rev: Tid, offset: u64, bytes: &[u8]) {
         self.store(&Key::RevFile(file, rev), offset, bytes);
+    }
+
+    fn has_requests(&self) -> bool {
+        let mut device = [PollFd::new(&self.device, PollFlags::IN)];
+        // One that cannot be asked, as the mount has ended, has none.
+        poll(&mut device, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+            && device[0].revents().contains(PollFlags::IN)
     }
 
     fn invalidate_root(&self) {

@@ -5,6 +5,7 @@
 //! clean-up of dead mounts, which know no FUSE and are the host's.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -225,7 +226,9 @@ pub fn mount(
         Ok(_) => refused(source),
         Err(source) => MountError::Device { mount_point: mount_point.clone(), source },
     })?;
-    let cache = FuseCache { tree, notifier: session.notifier() };
+    // As the notifier, it keeps the connection until the server lets go of its cache.
+    let device = session.as_fd().try_clone_to_owned().map_err(refused)?;
+    let cache = FuseCache { tree, notifier: session.notifier(), device };
     if !server.set_kernel_cache(Arc::new(cache) as Arc<dyn KernelCache>) {
         return Err(MountError::Served { mount_point });
     }

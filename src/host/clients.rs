@@ -4,7 +4,7 @@
 //! could not be stopped from using data that is not its revision's. Signals that wait for a thread are read from
 //! `/proc`: the kernel tells a FUSE server of them by INTERRUPT only, which the crate fuser does not take.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use rustix::io::Errno;
@@ -103,6 +103,13 @@ impl Processes for HostProcesses {
         threads.flatten().filter_map(|entry| busy_thread(thread_of(entry.file_name())?)).collect()
     }
 
+    fn own_waits(&self) -> BTreeMap<u32, u64> {
+        let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return BTreeMap::new() };
+        let thread_of = |name: std::ffi::OsString| name.to_str()?.parse().ok();
+        let numbers = threads.flatten().filter_map(|entry| thread_of(entry.file_name()));
+        numbers.filter_map(|thread| Some((thread, schedule_of(thread)?.waited_ns))).collect()
+    }
+
     fn is_dying(&self, thread: u32) -> bool {
         waiting_signals(thread).is_some_and(|waiting| waiting & bit_of(Signal::KILL) != 0)
     }
@@ -118,7 +125,8 @@ fn runnable_in(load: &[u8]) -> Option<usize> {
 fn busy_thread(thread: u32) -> Option<BusyThread> {
     let stat = std::fs::read(format!("/proc/{thread}/stat")).ok()?;
     let state = state_in(&stat)?;
-    let busy = BusyThread { thread, is_runnable: state == b'R', ran_ns: ran_ns(thread) };
+    let ran_ns = schedule_of(thread).map_or(0, |schedule| schedule.ran_ns);
+    let busy = BusyThread { thread, is_runnable: state == b'R', ran_ns };
     matches!(state, b'R' | b'D').then_some(busy)
 }
 
@@ -128,10 +136,23 @@ fn state_in(stat: &[u8]) -> Option<u8> {
     stat.get(name_end + 2).copied()
 }
 
-/// How long a thread has run, ns, as of the last look of the kernel's clock at it; 0 if that is not known.
-fn ran_ns(thread: u32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{thread}/schedstat")).unwrap_or_default();
-    text.split(' ').next().and_then(|ran| ran.parse().ok()).unwrap_or(0)
+/// How long a thread has run and waited for a processor, ns, as of the last look of the kernel's clock at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Schedule {
+    ran_ns: u64,
+    waited_ns: u64,
+}
+
+/// `None`: the thread is gone, or this kernel does not tell.
+fn schedule_of(thread: u32) -> Option<Schedule> {
+    schedule_in(&std::fs::read_to_string(format!("/proc/{thread}/schedstat")).ok()?)
+}
+
+/// `<ran ns> <waited ns> <times that it was given a processor>`.
+fn schedule_in(text: &str) -> Option<Schedule> {
+    let mut fields = text.split_ascii_whitespace();
+    let (ran_ns, waited_ns) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    Some(Schedule { ran_ns, waited_ns })
 }
 
 fn bit_of(signal: Signal) -> u64 {

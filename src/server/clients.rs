@@ -1,5 +1,6 @@
 //! The processes behind watch links and READs, as the server asks for them; implemented by the host.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -50,6 +51,8 @@ pub trait Processes: Send + Sync + Debug {
     fn all_others_run(&self) -> bool;
     /// Threads of a process that do not sleep for want of something to do. None if the process is gone.
     fn busy_threads(&self, pid: u32) -> Vec<BusyThread>;
+    /// How long each thread of this server has waited for a processor so far, ns. None if that is not known.
+    fn own_waits(&self) -> BTreeMap<u32, u64>;
     /// Whether the thread's process is being killed.
     fn is_dying(&self, thread: u32) -> bool;
 }

@@ -93,9 +93,13 @@ impl WatchLink {
         self.state().link.stats()
     }
 
-    /// Whether a pin is overdue.
-    pub(super) fn is_late(&self, now: Duration) -> bool {
-        self.state().link.due().is_some_and(|due| due <= now)
+    /// When its oldest pin is overdue, all that it owes put off by `more`.
+    pub(super) fn due(&self, more: Duration) -> Option<Duration> {
+        let mut state = self.state();
+        if !more.is_zero() {
+            state.link.postpone(more);
+        }
+        state.link.due()
     }
 
     /// What it has, for who looks.

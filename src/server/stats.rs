@@ -125,6 +125,8 @@ counters! {
     pins,
     /// Clients killed for breaking the isolation protocol.
     kills,
+    /// Milliseconds that did not count for acks, as the server was too busy to serve clients that owed some.
+    behind_ms,
     /// Bytes that READs were answered with.
     read_bytes,
     /// READs that failed.

@@ -36,9 +36,22 @@ struct RecordingCache {
     versions: Mutex<BTreeSet<(FileId, Tid)>>,
     /// It knows no file under head.
     unknown: AtomicBool,
+    /// Nobody takes what is asked of the server.
+    crowded: AtomicBool,
 }
 
 impl RecordingCache {
+    fn new(arrived: Sender<()>) -> RecordingCache {
+        RecordingCache {
+            calls: Mutex::default(),
+            arrived: Mutex::new(arrived),
+            gate: Mutex::default(),
+            versions: Mutex::default(),
+            unknown: AtomicBool::new(false),
+            crowded: AtomicBool::new(false),
+        }
+    }
+
     fn record(&self, call: String) {
         self.calls.lock().unwrap().push(call);
         let _ = self.arrived.lock().unwrap().send(());
@@ -64,6 +77,9 @@ impl KernelCache for RecordingCache {
     }
     fn invalidate_root(&self) {
         self.record("root".to_owned());
+    }
+    fn has_requests(&self) -> bool {
+        self.crowded.load(Ordering::SeqCst)
     }
     fn knows_head(&self, _file: FileId) -> bool {
         !self.unknown.load(Ordering::SeqCst)
@@ -103,6 +119,8 @@ fn options(
         runtime: runtime.handle().clone(),
         poll_interval: PATIENCE,
         pin_timeout: PATIENCE,
+        // Time is told to jump.
+        look_gap_max: Duration::MAX,
         tracking_bytes_max: TRACKING_BYTES_MAX_DEFAULT,
         history: TailOptions::default(),
         processes,
@@ -129,13 +147,7 @@ fn fixture_with(
     let options = ServerOptions { peer, ..options(&runtime, &clock, processes) };
     let server = Server::new(Arc::clone(&store) as Arc<dyn Store>, options);
     let (sender, arrived) = channel();
-    let cache = Arc::new(RecordingCache {
-        calls: Mutex::default(),
-        arrived: Mutex::new(sender),
-        gate: Mutex::default(),
-        versions: Mutex::default(),
-        unknown: AtomicBool::new(false),
-    });
+    let cache = Arc::new(RecordingCache::new(sender));
     assert!(server.set_kernel_cache(Arc::clone(&cache) as Arc<dyn KernelCache>));
     Fixture { store, server, cache, arrived, clock, _runtime: runtime }
 }

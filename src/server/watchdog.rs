@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::links::WatchLink;
+use super::pace::Pace;
 use super::{Server, Stats};
 use crate::watch::Fault;
 
@@ -154,8 +155,8 @@ impl Server {
     /// map anything; if that READ waits for another client, which may be stuck, nobody in the process can obey a pin.
     /// So the process gets the time that the other one may take until it is dead, and some to obey. Not more: two that
     /// wait for each other both have to go in the end.
-    fn judged_at(&self, link: &WatchLink, now: Duration) -> Duration {
-        if !link.is_late(now) {
+    fn judged_at(&self, link: &WatchLink, due: Option<Duration>, now: Duration) -> Duration {
+        if due.is_none_or(|due| due > now) {
             return now;
         }
         let pid = link.process.pid();
@@ -194,15 +195,18 @@ impl Server {
 /// Watches until the server stops.
 pub(super) fn run(server: &Arc<Server>) {
     let mut look_at = Duration::ZERO;
-    while rest(server) {
+    let mut pace = Pace::default();
+    while rest(server, &mut pace) {
         let now = server.options.clock.monotonic();
+        let lost = pace.lost(server, now);
         // One process may have thousands of links: it is asked once.
         let mut looked_at: HashMap<*const (), bool> = HashMap::new();
         for link in server.links.all() {
             // Looked at before its pins: who is gone is not late with them.
             let process = Arc::as_ptr(&link.process).cast::<()>();
             let gone = *looked_at.entry(process).or_insert_with(|| link.process.is_gone());
-            let judged_at = if gone { now } else { server.judged_at(&link, now) };
+            let due = link.due(lost);
+            let judged_at = if gone { now } else { server.judged_at(&link, due, now) };
             link.with(server, |state, actions| match gone {
                 true => state.opener_exited(actions),
                 false => state.tick(judged_at, actions),
@@ -224,7 +228,7 @@ fn next_look(took: Duration) -> Duration {
 
 /// Waits until it is time to look again; while nothing is to be looked after, until that changes. `false`: the server
 /// stops.
-fn rest(server: &Server) -> bool {
+fn rest(server: &Server, pace: &mut Pace) -> bool {
     let queue = server.queue.lock().unwrap_or_else(PoisonError::into_inner);
     if queue.stopping {
         return false;
@@ -238,6 +242,7 @@ fn rest(server: &Server) -> bool {
             .map(|(queue, _)| queue)
             .unwrap_or_else(|poisoned| poisoned.into_inner().0)
     } else {
+        *pace = Pace::default();
         server.watchdog_moved.wait(queue).unwrap_or_else(PoisonError::into_inner)
     };
     !queue.stopping

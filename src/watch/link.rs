@@ -72,8 +72,10 @@ pub struct Link {
     input: LineBuffer,
     pub(super) outbox: Outbox,
     pub(super) watches: HashMap<FileId, Watch>,
-    /// By id: ids ascend, and so do their times.
+    /// By id: ids ascend, and so do their times, all of which are put off together.
     owed: BTreeMap<u64, Owed>,
+    /// Before this the oldest of them is not overdue: it has its own time from when it became that.
+    oldest_due: Duration,
     last_pin: u64,
     /// The longest that an ack took.
     slowest: Duration,
@@ -95,6 +97,7 @@ impl Link {
             outbox: Outbox::default(),
             watches: HashMap::new(),
             owed: BTreeMap::new(),
+            oldest_due: Duration::ZERO,
             last_pin: 0,
             slowest: Duration::ZERO,
             last_serial: 0,
@@ -126,7 +129,14 @@ impl Link {
 
     /// When the oldest pin is overdue.
     pub fn due(&self) -> Option<Duration> {
-        self.owed.first_key_value().filter(|_| !self.faulted).map(|(_, owed)| owed.due)
+        let oldest = self.owed.first_key_value().filter(|_| !self.faulted);
+        oldest.map(|(_, owed)| owed.due.max(self.oldest_due))
+    }
+
+    /// Gives all pins that are owed more time.
+    pub fn postpone(&mut self, more: Duration) {
+        self.oldest_due = self.oldest_due.saturating_add(more);
+        self.owed.values_mut().for_each(|owed| owed.due = owed.due.saturating_add(more));
     }
 
     /// Counts of what it has.
@@ -202,7 +212,13 @@ impl Link {
         }
         let stream = frame.stream;
         match self.owed.remove(&stream) {
-            Some(owed) if is_ack(frame.message) => self.acked(now, owed, actions),
+            Some(owed) if is_ack(frame.message) => {
+                // Who carries out many pins one after the other is not late with those at the end: only who stops.
+                if self.owed.first_key_value().is_some_and(|(oldest, _)| *oldest > stream) {
+                    self.oldest_due = now.saturating_add(self.options.pin_timeout);
+                }
+                self.acked(now, owed, actions);
+            }
             Some(owed) => {
                 let said = String::from_utf8_lossy(frame.message);
                 let cause = format!("{}: the client answered {said:?}", pin_text(&owed));

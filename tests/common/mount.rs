@@ -37,6 +37,7 @@ impl TestMount {
             runtime: runtime.handle().clone(),
             poll_interval: Duration::from_secs(1),
             pin_timeout: revfs::server::PIN_TIMEOUT_DEFAULT,
+            look_gap_max: revfs::server::LOOK_GAP_MAX_DEFAULT,
             tracking_bytes_max: revfs::server::TRACKING_BYTES_MAX_DEFAULT,
             history: revfs::delta::TailOptions::default(),
             processes: None,

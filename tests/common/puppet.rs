@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use crate::live::{Guarded, Live, SOON, end_of};
 
@@ -118,6 +119,11 @@ impl Puppet {
     /// The signal that ended it.
     pub fn ended_by(&mut self) -> Option<i32> {
         self.ended().signal()
+    }
+
+    /// The signal that ends it within a time.
+    pub fn ended_within(&mut self, patience: Duration) -> Option<i32> {
+        end_of(&mut self.child.0, patience).signal()
     }
 
     /// Asserts that it lives, and lets it end.

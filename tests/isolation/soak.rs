@@ -28,7 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// From one commit to the next, if the machine is as fast.
 const PACE: Duration = Duration::from_millis(5);
 /// Enough for who behaves, also on a busy machine, where each of many threads of one process waits for a processor.
-const PIN_TIMEOUT: &str = "15s";
+const PIN_TIMEOUT: &str = "5s";
+/// Within this who misbehaves is killed: four times that, for a server that is short of processors, and the kill.
+const END: Duration = Duration::from_secs(60);
 /// How the one that misbehaves does it in each of its lives; the server kills it each time.
 const FAULTS: [&str; 5] = ["mute", "nak", "stop", "deaf", "stubborn"];
 /// What the server's memory may vary by, KiB.
@@ -180,7 +182,7 @@ fn vandal((live, name): (&Live, &str), model: &Model, done: &AtomicBool, kills: 
     for mode in FAULTS.iter().cycle() {
         let newest = *model.states.lock().unwrap().last_key_value().unwrap().0;
         let mut puppet = Puppet::start_on(live, name, (mode, &newest.to_string()));
-        assert!(puppet.ended_by().is_some(), "{mode}");
+        assert!(puppet.ended_within(END).is_some(), "{mode}");
         kills.fetch_add(1, Ordering::SeqCst);
         if done.load(Ordering::SeqCst) {
             return;

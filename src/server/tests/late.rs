@@ -23,11 +23,17 @@ struct Scene {
 impl Scene {
     /// Both owe a pin of block 0, of which a READ waits. If `faults`, so does a READ of block 1 by the one that obeys.
     fn new(faults: bool) -> Scene {
+        Scene::with(faults, Duration::MAX)
+    }
+
+    /// The same of a server that counts no more time between two looks than so.
+    fn with(faults: bool, look_gap_max: Duration) -> Scene {
         let store = ScriptedStore::new();
         store.commit(10, &[Edit::Put("a", blocks(1, 4))]);
         let _ = store.refresh();
         let (runtime, clock, everybody) = (runtime(), ManualClock::at(START), Everybody::default());
-        let options = options(&runtime, &clock, Some(Arc::new(everybody.clone())));
+        let options =
+            ServerOptions { look_gap_max, ..options(&runtime, &clock, Some(Arc::new(everybody.clone()))) };
         let server = Server::new(Arc::clone(&store) as Arc<dyn Store>, options);
         let threads = server.start().unwrap();
         let file = store.file_id("a");
@@ -48,7 +54,10 @@ impl Scene {
             });
         }
         let [good, _bad] = links;
-        Scene { server, threads, everybody, clock, good, file, answered, _runtime: runtime }
+        let scene = Scene { server, threads, everybody, clock, good, file, answered, _runtime: runtime };
+        // From the first look on time is judged.
+        scene.pass(Duration::ZERO);
+        scene
     }
 
     fn wait_until(&self, what: &str, until: impl Fn(&people::Known) -> bool) {
@@ -94,6 +103,71 @@ fn who_is_late_is_accused() {
     scene.everybody.0.lock().unwrap().dead.extend([GOOD, BAD]);
     assert_eq!(scene.answered.recv_timeout(PATIENCE), Ok(2));
     scene.threads.stop();
+}
+
+/// Time in which a client found this server busy, in looks of the watchdog.
+fn pass_behind(scene: &Scene, time: Duration, is_behind: impl Fn(Duration)) {
+    const STEPS: u32 = 8;
+    for _ in 0..STEPS {
+        is_behind(time / STEPS);
+        scene.pass(time / STEPS);
+    }
+}
+
+fn accused_in_the_end(scene: Scene) {
+    scene.wait_until("both are", |known| known.signalled.contains(&GOOD) && known.signalled.contains(&BAD));
+    scene.everybody.0.lock().unwrap().dead.extend([GOOD, BAD]);
+    assert_eq!(scene.answered.recv_timeout(PATIENCE), Ok(2));
+    scene.threads.stop();
+}
+
+#[test]
+fn who_owes_an_ack_to_a_server_that_finds_no_processor_has_four_times_the_time() {
+    let scene = Scene::new(false);
+    let waits = |part: u32| {
+        let everybody = scene.everybody.clone();
+        move |time: Duration| {
+            let waited = u64::try_from((time * part / 100).as_nanos()).unwrap();
+            *everybody.0.lock().unwrap().own_waits.entry(7).or_default() += waited;
+        }
+    };
+    pass_behind(&scene, PATIENCE * 3, waits(60));
+    assert_eq!(scene.signalled(), [] as [u32; 0]);
+    // What is left is a quarter, and a wait now and then is no trouble.
+    pass_behind(&scene, PATIENCE / 5, waits(40));
+    assert_eq!(scene.signalled(), [] as [u32; 0]);
+    scene.clock.advance(PATIENCE / 10);
+    let told = Duration::from_millis(scene.server.stats().behind_ms.load(Ordering::Relaxed));
+    let behind = PATIENCE * 9 / 4;
+    assert!(behind >= told && behind - told < Duration::from_millis(10), "{told:?}");
+    accused_in_the_end(scene);
+}
+
+#[test]
+fn who_owes_an_ack_to_a_server_that_does_not_take_its_requests_has_four_times_the_time() {
+    let scene = Scene::new(false);
+    let cache = Arc::new(RecordingCache::new(channel().0));
+    scene.server.set_kernel_cache(Arc::clone(&cache) as Arc<dyn KernelCache>);
+    cache.crowded.store(true, Ordering::SeqCst);
+    // It was not at the looks before.
+    scene.pass(Duration::from_millis(250));
+    pass_behind(&scene, PATIENCE * 3, |_| ());
+    assert_eq!(scene.signalled(), [] as [u32; 0]);
+    pass_behind(&scene, PATIENCE / 5, |_| cache.crowded.store(false, Ordering::SeqCst));
+    assert_eq!(scene.signalled(), [] as [u32; 0]);
+    scene.clock.advance(PATIENCE / 10);
+    accused_in_the_end(scene);
+}
+
+#[test]
+fn time_in_which_the_server_does_not_run_counts_for_nobody() {
+    let scene = Scene::with(false, PATIENCE / 4);
+    for _ in 0..3 {
+        scene.pass(PATIENCE * 5);
+        assert_eq!(scene.signalled(), [] as [u32; 0]);
+    }
+    scene.clock.advance(PATIENCE / 4);
+    accused_in_the_end(scene);
 }
 
 #[test]

@@ -16,6 +16,8 @@ pub struct Known {
     pub looks: BTreeMap<u32, u32>,
     /// Threads that wait for a processor, and how long they have run; none: all run.
     pub waiting: BTreeMap<u32, u64>,
+    /// How long threads of the server have waited for a processor, ns.
+    pub own_waits: BTreeMap<u32, u64>,
     /// How often it was asked which threads are busy.
     pub busy_looks: u32,
 }
@@ -69,6 +71,9 @@ impl Processes for Everybody {
         known.busy_looks += 1;
         let busy = |ran_ns: &u64| BusyThread { thread: pid, is_runnable: true, ran_ns: *ran_ns };
         known.waiting.get(&pid).map(busy).into_iter().collect()
+    }
+    fn own_waits(&self) -> BTreeMap<u32, u64> {
+        self.0.lock().unwrap().own_waits.clone()
     }
     fn is_dying(&self, _thread: u32) -> bool {
         false

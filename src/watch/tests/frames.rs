@@ -168,6 +168,30 @@ fn who_owes_an_ack_is_at_fault_for_what_breaks_the_protocol_and_for_time() {
 }
 
 #[test]
+fn who_acks_pins_in_their_order_has_the_time_of_one_for_each() {
+    let mut link = Link::new(LinkOptions { pin_timeout: TIMEOUT, ..LinkOptions::default() });
+    let (_, actions) = say(&mut link, "1 watch 000000000000000f @0000000000000001\n");
+    let pins = [7, 9, 11, 13].map(|index| (BlockSpan::one(block(index)), at(1)));
+    set_up(&mut link, &setup_of(&actions), &pins);
+    let ack = |link: &mut Link, now: Duration, frame: &str| {
+        link.write(now, frame.as_bytes(), false, &mut Vec::new());
+        link.due()
+    };
+    let second = Duration::from_secs(1);
+    assert_eq!(link.due(), Some(NOW + TIMEOUT));
+    assert_eq!(ack(&mut link, NOW + TIMEOUT - second, "2 ack\n"), Some(NOW + TIMEOUT * 2 - second));
+    // Another one does not count for the oldest.
+    assert_eq!(ack(&mut link, NOW + TIMEOUT, "6 ack\n"), Some(NOW + TIMEOUT * 2 - second));
+    link.postpone(second);
+    assert_eq!(ack(&mut link, NOW + TIMEOUT, ""), Some(NOW + TIMEOUT * 2));
+    assert_eq!(ack(&mut link, NOW + TIMEOUT, "4 ack\n"), Some(NOW + TIMEOUT * 2));
+    link.postpone(second);
+    let mut actions = Vec::new();
+    link.tick(NOW + TIMEOUT * 2 + second, &mut actions);
+    assert!(fault(&actions).cause.starts_with("pin #13 "), "{actions:?}");
+}
+
+#[test]
 fn who_owes_nothing_is_never_at_fault() {
     type End = fn(&mut Link, &mut Vec<Action>);
     let ends: [(&str, End); 3] = [
