@@ -10,6 +10,7 @@
 
 mod clients;
 mod delta;
+mod epochs;
 mod follower;
 mod head_read;
 mod histogram;
@@ -44,6 +45,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use quick_cache::sync::Cache;
 use revfs_protocol::{FileId, RevSpec, Tid};
 
+use self::epochs::Epochs;
 use self::history::History;
 use self::links::{Abandoned, Links};
 use self::parked::Parked;
@@ -162,6 +164,7 @@ pub struct Server {
     links: Links,
     setups: Setups,
     shrinking: Shrinking,
+    epochs: Epochs,
     peer: Option<Peer>,
     to_kill: Victims,
     /// Processes that are being killed: none of their READs is answered.
@@ -240,6 +243,7 @@ impl Server {
             links: Links::default(),
             setups: Setups::default(),
             shrinking: Shrinking::default(),
+            epochs: Epochs::default(),
             peer: options.peer.clone().map(Peer::new),
             to_kill: Victims::default(),
             victims: ArcSwap::default(),
@@ -380,8 +384,8 @@ impl Server {
     }
 
     /// A file under head. One that becomes smaller keeps its size, with zeros behind its end, until those who work at
-    /// the larger one are safe (rule 22). One that head has deleted is shown as it was just before, for those who still have it
-    /// open; its `deleted` is set.
+    /// the larger one are safe (rule 22). One that head has deleted, or that became another one (`epochs`), is shown as it was
+    /// just before, for those who still have it open; its `deleted` is set.
     ///
     /// # Errors
     /// [`ReadError::NoSuchFile`] if it never existed, and what the store fails with.
@@ -400,7 +404,8 @@ impl Server {
         };
         let at = txn.at();
         let missing = || ReadError::NoSuchFile { file, at };
-        let Some(deleted) = meta.deleted else {
+        // After the head was taken: an epoch is known before its head is published.
+        let Some(deleted) = self.epochs.of(file).or(meta.deleted) else {
             let meta = match self.shrinking.held(file) {
                 Some(size) if size > meta.size => Arc::new(FileMeta { size, ..FileMeta::clone(&meta) }),
                 _ => meta,

@@ -19,9 +19,11 @@ mod soak;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use datafs::DataFs;
 use link::{Movable, WatchFile, file_id, read};
 use live::{Guarded, Live, Place, SOON, end_of, no_fuse, signal_to, wait_until};
 use revfs::env::sleep;
@@ -252,6 +254,77 @@ fn a_file_that_shrinks_is_pinned_before_anybody_learns_its_size() {
     let mut after = WatchFile::open(live.root());
     assert_eq!(after.ask(&format!("1 hello size\n3 watch {file} @{t2}")), "1 ok size");
     assert_eq!(after.hear(), format!("3 ok size={}", 2 * BLOCK + BLOCK / 2));
+}
+
+#[test]
+fn a_file_that_gets_another_block_size_stays_what_it_was_for_who_has_it() {
+    if no_fuse("a_file_that_gets_another_block_size") {
+        return;
+    }
+    const HALF: usize = BLOCK / 2;
+    let place = Place::empty();
+    let mut data = DataFs::create(&place.path("Data.fs"));
+    let whole = |value: u8| Some(vec![value; BLOCK]);
+    let t1 = data.write("a", BLOCK as u64, vec![(0, whole(1)), (1, whole(1))]);
+    data.write("b", BLOCK as u64, vec![(0, whole(7))]);
+    let (name, other) = (data.name("a"), data.name("b"));
+    let live = place.mount_store("Data.fs", "m", &[]);
+    let file = file_id(&live.head(&name));
+    let map = Movable::new(live.root(), &name, BLOCK, 2);
+    let opened = fs::File::open(live.head(&name)).unwrap();
+    let mut link = WatchFile::open(live.root());
+    assert_eq!(link.ask(&format!("1 watch {file} @{t1}")), "1 ok");
+    let t2 = data.write("a", BLOCK as u64, vec![(1, whole(2))]);
+    live.wait(&t2.to_string());
+    let t3 = data.remake("a", HALF as u64, &[9, 8, 7, 4].map(|value| vec![value; HALF]));
+    live.wait(&t3.to_string());
+    // The mapping goes on at its revision, in its own blocks.
+    assert_eq!(map.first_byte(0), 1);
+    std::thread::scope(|scope| {
+        let faulting = scope.spawn(|| map.first_byte(1));
+        let pin = link.hear();
+        assert_eq!(pin, format!("2 pin {file} #1 @{t1}"));
+        link.say(&map.obey(&pin));
+        assert_eq!(faulting.join().unwrap(), 1);
+    });
+    // And who has it open sees it as it was last.
+    let last = |opened: &fs::File| {
+        let mut bytes = vec![0; 2 * BLOCK + 1];
+        let len = std::os::unix::fs::FileExt::read_at(opened, &mut bytes, 0).unwrap();
+        bytes.truncate(len);
+        bytes
+    };
+    assert_eq!(last(&opened), filled(&[1, 2]));
+    assert_eq!(opened.metadata().unwrap().len(), 2 * BLOCK as u64);
+    // Its name is refused until all have let go of it, other files and revisions are not.
+    let stale = |path: PathBuf| fs::read(path).unwrap_err().raw_os_error();
+    let estale = Some(rustix::io::Errno::STALE.raw_os_error());
+    assert_eq!(stale(live.head(&name)), estale);
+    assert_eq!(stale(live.path("head/by-id").join(&file)), estale);
+    assert_eq!(fs::read(live.head(&other)).unwrap(), filled(&[7]));
+    let halves = |values: &[u8]| filled(values).chunks(2).map(|pair| pair[0]).collect::<Vec<u8>>();
+    assert_eq!(read(live.root(), &format!("@{t3}"), &name), halves(&[9, 8, 7, 4]));
+    assert_eq!(read(live.root(), &format!("@{t2}"), &name), filled(&[1, 2]));
+    for (stream, at) in [(3, t2), (5, t3)] {
+        assert!(link.ask(&format!("{stream} watch {file} @{at}")).starts_with(&format!("{stream} error ")));
+    }
+    // What becomes of the new one concerns nobody who has the old one.
+    let t4 = data.remake("a", HALF as u64, &[vec![6; HALF], vec![6; HALF], vec![6; HALF]]);
+    live.wait(&t4.to_string());
+    link.expect_quiet();
+    assert_eq!((map.first_byte(0), map.first_byte(1)), (1, 1));
+    assert_eq!(last(&opened), filled(&[1, 2]));
+    drop((map, link));
+    assert_eq!(stale(live.head(&name)), estale);
+    drop(opened);
+    wait_until("it is the new one", || fs::read(live.head(&name)).is_ok_and(|now| now == halves(&[6; 3])));
+    // That one is watched in blocks of its own.
+    let t5 = data.write("a", HALF as u64, vec![(2, Some(vec![5; HALF]))]);
+    live.wait(&t5.to_string());
+    assert_eq!(read(live.root(), "head", &name), halves(&[6, 6, 5]));
+    let mut link = WatchFile::open(live.root());
+    assert_eq!(link.ask(&format!("1 watch {file} @{t4}")), format!("2 pin {file} #2 @{t4}"));
+    assert_eq!(link.ask("2 ack"), "1 ok");
 }
 
 #[test]

@@ -129,6 +129,9 @@ pub enum FsError {
     /// It asks to change something.
     #[error("the tree is read-only: use `revfs commit`")]
     ReadOnly,
+    /// A file that became another one while somebody has the one from before.
+    #[error("it became another file, and somebody has the one from before open")]
+    Stale,
     /// It has no such extended attribute.
     #[error("no such extended attribute")]
     NoSuchAttribute,
@@ -174,6 +177,7 @@ pub fn errno(error: &FsError) -> Errno {
         FsError::IsADirectory => Errno::EISDIR,
         FsError::NotALink => Errno::EINVAL,
         FsError::ReadOnly => Errno::EROFS,
+        FsError::Stale => Errno::ESTALE,
         FsError::NoSuchAttribute => Errno::ENODATA,
         FsError::BeyondEnd => Errno::ENXIO,
         FsError::ClientRefused => Errno::EPERM,

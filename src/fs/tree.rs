@@ -160,6 +160,9 @@ impl Tree {
             },
             Key::HeadById => {
                 let file = file_id(name)?;
+                if !self.server.may_look_up(file) {
+                    return Err(FsError::Stale);
+                }
                 if self.server.head_file(file)?.meta.deleted.is_some() {
                     return Err(FsError::NotFound);
                 }
@@ -194,6 +197,11 @@ impl Tree {
 
     /// Counts one more lookup of what a name means.
     fn found(&self, key: Key, entry_ttl: Duration) -> Result<Found, FsError> {
+        if let Key::HeadFile(file) = key
+            && !self.server.may_look_up(file)
+        {
+            return Err(FsError::Stale);
+        }
         let mut stat = self.stat_of(&key)?;
         if matches!(key, Key::HeadFile(_) | Key::HeadDir(_)) {
             // The kernel makes the inode only after this answer; an invalidation in between finds none and is

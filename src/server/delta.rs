@@ -123,6 +123,34 @@ impl Delta {
         Ok(delta)
     }
 
+    /// Takes note of files that become others by these commits, or did before: names of the first mean something else now
+    /// though they lead to the same number, and of both nothing of the new file concerns who has the old one.
+    ///
+    /// # Errors
+    /// The store could not be asked what a name meant.
+    pub(super) fn add_epochs(
+        &mut self,
+        commits: &[CommitInfo],
+        old: &ReadTxn,
+        becomes: impl Fn(FileId) -> bool,
+        became: impl Fn(FileId) -> bool,
+    ) -> Result<(), ReadError> {
+        self.shrunk.retain(|file, _| !becomes(*file) && !became(*file));
+        for change in commits.iter().flat_map(|commit| &commit.files).filter(|c| becomes(c.file)) {
+            let mut dir = DirId::ROOT;
+            for name in change.path.split(|byte| *byte == b'/') {
+                match old.lookup(dir, name)? {
+                    Some(Entry::Dir(below)) => dir = below,
+                    Some(Entry::File(_)) | None => {
+                        self.entries.insert((dir, name.to_vec()));
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Adds what a later delta, which starts where this one ends, has.
     pub fn merge(&mut self, later: Delta) {
         self.at = later.at;

@@ -69,20 +69,33 @@ fn publish_some(server: &Server, applied: Tid) -> Result<(), ReadError> {
     let opened = &server.history.opened;
     let mut asked = opened.files();
     let mut commits = server.store.commits_of(old.at(), applied, COMMITS_PER_HEAD_MAX, &asked)?;
+    // What a file was before it became another one is known as the state before that.
+    let epoch = |commit: &CommitInfo| commit.files.iter().any(|change| change.replaced);
+    let before = commits.iter().skip(1).position(epoch).map(|index| index + 1);
     let at = match commits.last() {
         Some(last) if commits.len() == COMMITS_PER_HEAD_MAX => last.tid,
         // All of them, or none that is listed: head moves all the same.
         _ => applied,
     };
+    let at = before.and_then(|count| commits.get(count - 1)).map_or(at, |last| last.tid);
+    commits.truncate(before.unwrap_or(usize::MAX));
     let new = ReadTxn::new(&server.store, at)?;
     let delta = loop {
         // All that can fail comes before publishing; a delta depends on the commits alone, as all changed blocks
         // are invalidated, tracked or not (rule 2).
-        let delta = Delta::of(&commits, &old, &new)?;
+        let mut delta = Delta::of(&commits, &old, &new)?;
+        let epochs = server.epochs_in(&commits)?;
+        delta.add_epochs(
+            &commits,
+            &old,
+            |file| epochs.contains_key(&file),
+            |file| server.epochs.of(file).is_some(),
+        )?;
         let published = opened.publish(at, &asked, || {
             server.history.update(&commits, &new);
             // Rule 22: nobody is told a smaller size before those who work at the larger one are safe.
             server.shrinking.hold(&delta);
+            server.epochs.begin(&epochs);
             server.note_commits(&commits);
             server.publish(HeadState { at, txn: new.clone() });
         });

@@ -216,6 +216,11 @@ impl Tracking {
         self.files().entry(file).or_insert_with(unread);
     }
 
+    /// Forgets a file that nobody has any more.
+    pub(super) fn forget(&self, file: FileId) {
+        self.files().remove(&file);
+    }
+
     /// Unit of change of a file of which something was read.
     pub(super) fn block_size(&self, file: FileId) -> Option<BlockSize> {
         self.files().get(&file).map(|tracked| tracked.block_size)

@@ -21,6 +21,7 @@ const LEAF: u64 = 4;
 const CHUNKS: usize = 4;
 
 /// A file: where its blocks are.
+#[derive(Default)]
 struct Big {
     oid: u64,
     tree: u64,
@@ -80,6 +81,19 @@ impl DataFs {
                     big.chunks.remove(&block);
                 }
             }
+        }
+        self.write_tree(&mut big);
+        self.set(big.oid, records::big_file(big.block_size, big.tree));
+        self.files.insert(file.to_owned(), big);
+        self.commit()
+    }
+
+    /// Commits that a file has blocks of another size, and these only. The tid.
+    pub fn remake(&mut self, file: &str, block_size: u64, blocks: &[Vec<u8>]) -> Tid {
+        let mut big = self.files.remove(file).unwrap();
+        big = Big { oid: big.oid, tree: self.oid(), block_size, ..Big::default() };
+        for (block, bytes) in (0..).zip(blocks) {
+            self.write_block(&mut big, block, bytes);
         }
         self.write_tree(&mut big);
         self.set(big.oid, records::big_file(big.block_size, big.tree));
