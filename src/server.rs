@@ -82,6 +82,8 @@ pub trait KernelCache: Send + Sync {
     fn invalidate_attributes(&self, file: FileId);
     /// Drops what a name in a directory under head means.
     fn invalidate_entry(&self, dir: DirId, name: &[u8]);
+    /// Drops what the name of a file by its number means under head.
+    fn invalidate_number(&self, file: FileId);
     /// Drops the attributes of a directory under head.
     fn invalidate_directory(&self, dir: DirId);
     /// Drops the attributes of the root, where tags are listed.

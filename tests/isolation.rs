@@ -271,7 +271,8 @@ fn a_file_that_gets_another_block_size_stays_what_it_was_for_who_has_it() {
     let live = place.mount_store("Data.fs", "m", &[]);
     let file = file_id(&live.head(&name));
     let map = Movable::new(live.root(), &name, BLOCK, 2);
-    let opened = fs::File::open(live.head(&name)).unwrap();
+    // The kernel keeps the name by which it was found.
+    let opened = fs::File::open(live.path("head/by-id").join(&file)).unwrap();
     let mut link = WatchFile::open(live.root());
     assert_eq!(link.ask(&format!("1 watch {file} @{t1}")), "1 ok");
     let t2 = data.write("a", BLOCK as u64, vec![(1, whole(2))]);
@@ -296,11 +297,10 @@ fn a_file_that_gets_another_block_size_stays_what_it_was_for_who_has_it() {
     };
     assert_eq!(last(&opened), filled(&[1, 2]));
     assert_eq!(opened.metadata().unwrap().len(), 2 * BLOCK as u64);
-    // Its name is refused until all have let go of it, other files and revisions are not.
+    // Its names are refused until all have let go of it, other files and revisions are not.
     let stale = |path: PathBuf| fs::read(path).unwrap_err().raw_os_error();
     let estale = Some(rustix::io::Errno::STALE.raw_os_error());
     assert_eq!(stale(live.head(&name)), estale);
-    assert_eq!(stale(live.path("head/by-id").join(&file)), estale);
     assert_eq!(fs::read(live.head(&other)).unwrap(), filled(&[7]));
     let halves = |values: &[u8]| filled(values).chunks(2).map(|pair| pair[0]).collect::<Vec<u8>>();
     assert_eq!(read(live.root(), &format!("@{t3}"), &name), halves(&[9, 8, 7, 4]));
@@ -316,6 +316,7 @@ fn a_file_that_gets_another_block_size_stays_what_it_was_for_who_has_it() {
     assert_eq!(last(&opened), filled(&[1, 2]));
     drop((map, link));
     assert_eq!(stale(live.head(&name)), estale);
+    assert_eq!(stale(live.path("head/by-id").join(&file)), estale);
     drop(opened);
     wait_until("it is the new one", || fs::read(live.head(&name)).is_ok_and(|now| now == halves(&[6; 3])));
     // That one is watched in blocks of its own.

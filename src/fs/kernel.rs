@@ -93,6 +93,12 @@ impl KernelCache for FuseCache {
         }
     }
 
+    fn invalidate_number(&self, file: FileId) {
+        if let Some(parent) = self.tree.inodes().number(&Key::HeadById) {
+            self.tell(|| self.notifier.inval_entry(INodeNo(parent), OsStr::new(&file.to_string())));
+        }
+    }
+
     fn invalidate_directory(&self, dir: DirId) {
         self.invalidate_inode(&Key::HeadDir(dir), ATTRIBUTES_ONLY, 0);
     }

@@ -72,6 +72,8 @@ pub struct Delta {
     pub files: BTreeMap<FileId, RangeSet>,
     /// Names that may mean something else than before.
     pub entries: BTreeSet<(DirId, Vec<u8>)>,
+    /// Files that became others: their names by number mean something else.
+    pub became: BTreeSet<FileId>,
     /// Directories in which a name appeared or vanished.
     pub dirs: BTreeSet<DirId>,
     /// Tags were moved.
@@ -102,6 +104,7 @@ impl Delta {
             tids: commits.iter().map(|commit| commit.tid).collect(),
             files: BTreeMap::new(),
             entries: BTreeSet::new(),
+            became: BTreeSet::new(),
             dirs: BTreeSet::new(),
             tags: false,
             shrunk: BTreeMap::new(),
@@ -137,6 +140,7 @@ impl Delta {
     ) -> Result<(), ReadError> {
         self.shrunk.retain(|file, _| !becomes(*file) && !became(*file));
         for change in commits.iter().flat_map(|commit| &commit.files).filter(|c| becomes(c.file)) {
+            self.became.insert(change.file);
             let mut dir = DirId::ROOT;
             for name in change.path.split(|byte| *byte == b'/') {
                 match old.lookup(dir, name)? {
@@ -160,6 +164,7 @@ impl Delta {
             ranges.into_ranges().into_iter().for_each(|range| into.add(range));
         }
         self.entries.extend(later.entries);
+        self.became.extend(later.became);
         self.dirs.extend(later.dirs);
         self.tags |= later.tags;
         for (file, shrunk) in later.shrunk {

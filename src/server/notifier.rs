@@ -88,6 +88,9 @@ fn invalidate(server: &Arc<Server>, kernel: &dyn KernelCache, delta: Delta) {
     for (dir, name) in &delta.entries {
         kernel.invalidate_entry(*dir, name);
     }
+    for file in delta.became {
+        kernel.invalidate_number(file);
+    }
     for dir in delta.dirs {
         kernel.invalidate_directory(dir);
     }

@@ -72,6 +72,9 @@ impl KernelCache for RecordingCache {
     fn invalidate_entry(&self, dir: DirId, name: &[u8]) {
         self.record(format!("entry {} {}", dir.0, String::from_utf8_lossy(name)));
     }
+    fn invalidate_number(&self, file: FileId) {
+        self.record(format!("number {}", file.raw()));
+    }
     fn invalidate_directory(&self, dir: DirId) {
         self.record(format!("directory {}", dir.0));
     }

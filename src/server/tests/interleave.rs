@@ -123,6 +123,7 @@ impl KernelCache for Cache {
         self.store.accessed();
     }
     fn invalidate_entry(&self, _dir: DirId, _name: &[u8]) {}
+    fn invalidate_number(&self, _file: FileId) {}
     fn invalidate_directory(&self, _dir: DirId) {}
     fn invalidate_root(&self) {}
 }

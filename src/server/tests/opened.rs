@@ -176,6 +176,7 @@ impl KernelCache for Pages {
         self.meddler.meet();
     }
     fn invalidate_entry(&self, _: DirId, _: &[u8]) {}
+    fn invalidate_number(&self, _file: FileId) {}
     fn invalidate_directory(&self, _: DirId) {}
     fn invalidate_root(&self) {}
 }
