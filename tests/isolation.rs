@@ -329,6 +329,44 @@ fn a_file_that_gets_another_block_size_stays_what_it_was_for_who_has_it() {
 }
 
 #[test]
+fn a_file_that_is_made_anew_with_another_block_size_is_another_one() {
+    if no_fuse("a_file_that_is_made_anew") {
+        return;
+    }
+    for at_once in [false, true] {
+        let place = Place::empty();
+        let mut data = DataFs::create(&place.path("Data.fs"));
+        data.write("a", BLOCK as u64, vec![(0, Some(vec![1; BLOCK])), (1, Some(vec![2; BLOCK]))]);
+        let name = data.name("a");
+        let live = place.mount_store("Data.fs", "m", &[]);
+        let opened = fs::File::open(live.head(&name)).unwrap();
+        let map = Movable::new(live.root(), &name, BLOCK, 2);
+        let server = live.pid();
+        if at_once {
+            // Both become one head.
+            signal_to(server, rustix::process::Signal::STOP);
+        }
+        let gone = data.remove("a");
+        if !at_once {
+            live.wait(&gone.to_string());
+        }
+        let anew = data.remake("a", BLOCK as u64 / 2, &[vec![9; BLOCK / 2]]);
+        signal_to(server, rustix::process::Signal::CONT);
+        live.wait(&anew.to_string());
+        assert_eq!((map.first_byte(0), map.first_byte(1)), (1, 2));
+        let mut bytes = vec![0; 2 * BLOCK];
+        std::os::unix::fs::FileExt::read_exact_at(&opened, &mut bytes, 0).unwrap();
+        assert_eq!(bytes, filled(&[1, 2]));
+        let refused = fs::read(live.head(&name)).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(rustix::io::Errno::STALE.raw_os_error()));
+        drop((map, opened));
+        wait_until("it is the new one", || {
+            fs::read(live.head(&name)).is_ok_and(|now| now == vec![9; BLOCK / 2])
+        });
+    }
+}
+
+#[test]
 fn the_command_watch_shows_pins_as_they_come() {
     if no_fuse("the_command_watch_shows_pins") {
         return;

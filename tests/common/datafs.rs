@@ -38,6 +38,8 @@ pub struct DataFs {
     writer: Writer,
     clock: Arc<dyn Clock>,
     files: BTreeMap<String, Big>,
+    /// Objects of files that are no more.
+    removed: BTreeMap<String, u64>,
     /// Newest data of all objects but blocks.
     stored: BTreeMap<u64, Vec<u8>>,
     /// Of the transaction that is being made.
@@ -52,6 +54,7 @@ impl DataFs {
             writer: Writer::create(path).unwrap(),
             clock: SystemClock::shared(),
             files: BTreeMap::new(),
+            removed: BTreeMap::new(),
             stored: BTreeMap::new(),
             writes: BTreeMap::new(),
             next_oid: 1,
@@ -88,10 +91,10 @@ impl DataFs {
         self.commit()
     }
 
-    /// Commits that a file has blocks of another size, and these only. The tid.
+    /// Commits that a file, which may be no more, has blocks of another size, and these only. The tid.
     pub fn remake(&mut self, file: &str, block_size: u64, blocks: &[Vec<u8>]) -> Tid {
-        let mut big = self.files.remove(file).unwrap();
-        big = Big { oid: big.oid, tree: self.oid(), block_size, ..Big::default() };
+        let oid = self.files.remove(file).map(|big| big.oid).or_else(|| self.removed.remove(file)).unwrap();
+        let mut big = Big { oid, tree: self.oid(), block_size, ..Big::default() };
         for (block, bytes) in (0..).zip(blocks) {
             self.write_block(&mut big, block, bytes);
         }
@@ -105,6 +108,7 @@ impl DataFs {
     pub fn remove(&mut self, file: &str) -> Tid {
         let big = self.files.remove(file).unwrap();
         self.writes.insert(big.oid, Write::Deletion);
+        self.removed.insert(file.to_owned(), big.oid);
         self.commit()
     }
 
