@@ -125,7 +125,7 @@ counters! {
     pins,
     /// Clients killed for breaking the isolation protocol.
     kills,
-    /// Milliseconds that did not count for acks, as the server was too busy to serve clients that owed some.
+    /// Milliseconds with open watch links that do not count for acks, as the server was too busy or did not run.
     behind_ms,
     /// Bytes that READs were answered with.
     read_bytes,
