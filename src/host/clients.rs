@@ -203,6 +203,17 @@ mod tests {
     }
 
     #[test]
+    fn how_long_a_thread_waited_for_a_processor_is_told() {
+        assert_eq!(schedule_in("12 345 6\n"), Some(Schedule { ran_ns: 12, waited_ns: 345 }));
+        assert_eq!(["", "12", "12 x 6", "-1 2 3"].map(schedule_in), [None; 4]);
+        let me = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
+        let before = schedule_of(me).unwrap().waited_ns;
+        let waits = HostProcesses::default().own_waits();
+        assert!(waits.len() > 1, "the main thread of the tests is one too");
+        assert!(waits[&me] >= before);
+    }
+
+    #[test]
     fn a_thread_that_runs_is_told_and_one_that_sleeps_is_not() {
         assert_eq!(state_in(b"7 (a) R (b)) S 1 2"), Some(b'S'));
         assert_eq!([&b""[..], b"7 (a)", b"7 (a) "].map(state_in), [None; 3]);
