@@ -166,21 +166,41 @@ impl History {
         Ok(of(self.before_opened(txn, file, since)?.block_rev_at(txn, file, block, at.min(since))?))
     }
 
-    /// Blocks of a file in a published head with the tid at which each changed last, as runs in order.
+    /// Blocks of a file in a published head with the tid at which each changed last, as runs in order; not below that, for
+    /// a pin too many harms nobody.
     pub(super) fn revs(&self, head: &FileView, span: BlockSpan) -> Result<Vec<(BlockSpan, Tid)>, ReadError> {
         let (txn, file) = (&head.txn, head.meta.file);
         let Some(only) = self.only.as_ref().filter(|only| self.knows_all(only, file)) else {
-            return revs_of(txn, file, span);
+            let revs = revs_of(txn, file, span)?;
+            let is_bound = self.opened.by_file() && span.count().raw() <= INDEXED_BLOCKS_MAX;
+            return Ok(if is_bound { self.sharpened(txn, file, revs) } else { revs });
         };
         let mut revs = Vec::new();
         for block in span.blocks() {
             match self.indexed_rev(txn, file, block, txn.at()) {
                 Ok(rev) => revs.push((BlockSpan::one(block), rev.unwrap_or_else(|| only.oldest()))),
-                // Not below its last change: a pin too many harms nobody.
                 Err(_) => return revs_of(txn, file, span),
             }
         }
         Ok(revs)
+    }
+
+    /// Revisions of blocks, where the store tells a bound: that of all blocks that stand beside one which came or went in its
+    /// tree. The index knows which of them changed since the file was opened.
+    fn sharpened(&self, txn: &ReadTxn, file: FileId, revs: Vec<(BlockSpan, Tid)>) -> Vec<(BlockSpan, Tid)> {
+        let (index, since) = (self.index.load(), self.opened.since(file));
+        let mut sharper: Vec<(BlockSpan, Tid)> = Vec::with_capacity(revs.len());
+        for (block, bound) in revs.iter().flat_map(|(span, rev)| span.blocks().map(|block| (block, *rev))) {
+            let known = index.block_rev_at(txn, file, block, txn.at());
+            let rev = known.map_or(bound, |known| bound.min(known.rev.max(since)));
+            match sharper.last_mut() {
+                Some((before, same)) if *same == rev && before.last.next() == Some(block) => {
+                    before.last = block;
+                }
+                _ => sharper.push((BlockSpan::one(block), rev)),
+            }
+        }
+        sharper
     }
 
     /// Whether a block of a file of which no change is recorded has had none in the window: not before the recent past was

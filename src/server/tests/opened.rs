@@ -7,6 +7,7 @@ use std::path::Path;
 
 use revfs_protocol::{BlockCount, BlockIndex, BlockSpan};
 use zodb_writer::big::{self, Blocks, Made, Shape};
+use zodb_writer::records::{Kind, Ref};
 use zodb_writer::{Write, Writer, records};
 
 use super::*;
@@ -387,4 +388,42 @@ fn a_commit_in_the_midst_of_the_first_reads_leaves_nothing_stale() {
     let found = points(commit_at);
     // The file once, then for each block where it is, and its bytes.
     assert!(found >= 2 + 4 * BLOCKS, "{found}");
+}
+
+#[test]
+fn a_block_that_came_changes_none_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut scene = Scene::new(&dir.path().join("Data.fs"));
+    // Of this the index is not told.
+    scene.commit(2);
+    let opened = scene.server.head();
+    read_all(&scene.server, &scene.pages);
+    scene.commit(1);
+    let changed = *scene.tids.last().unwrap();
+    // A block that is new in the tree: what holds it is written, and with that stand all others.
+    let made = &scene.made[0];
+    let entry = |(block, oid): (usize, &u64)| (block as i64, Ref { oid: *oid, class: records::Class::Blk0 });
+    let mut entries: Vec<_> = made.blocks.iter().enumerate().map(entry).collect();
+    entries.push((BLOCKS as i64, Ref { oid: 5000, class: records::Class::Blk0 }));
+    let grown = tid(50);
+    let writes = [
+        (5000, Write::Data(records::blk0(&big::noise(9, 9, 1000)))),
+        (made.tree, Write::Data(records::inlined_tree(Kind::Long, &entries))),
+    ];
+    scene.writer.lock().unwrap().commit(grown.raw(), &writes).unwrap();
+    assert!(scene.server.wait_shown(grown, PATIENCE));
+    let view = scene.server.head_file(scene.pages.file).unwrap();
+    let all = BlockSpan { first: BlockIndex::new(0), last: BlockIndex::new(BLOCKS) };
+    let revs = |revs: Vec<(BlockSpan, Tid)>| -> Vec<Tid> {
+        revs.iter().flat_map(|(span, rev)| span.blocks().map(|_| *rev)).collect()
+    };
+    assert_eq!(revs(super::super::history::revs_of(&view.txn, scene.pages.file, all).unwrap()), [grown; 5]);
+    let found = revs(scene.server.history.revs(&view, all).unwrap());
+    assert_eq!(found[1], changed);
+    assert_eq!(found[BLOCKS as usize], grown);
+    assert!([0, 3].iter().all(|block| found[*block] <= opened), "{found:?}");
+    assert_eq!(found[2], opened);
+    // What was forgotten is told by a bound: no lower than where the index begins, no higher than what the store says.
+    scene.server.history.forget(grown, grown, START + 1_000_000 * STEP);
+    assert_eq!(revs(scene.server.history.revs(&view, all).unwrap()), [grown; 5]);
 }
