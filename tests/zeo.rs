@@ -207,6 +207,38 @@ fn what_is_missed_while_a_server_is_away_is_made_up() {
 }
 
 #[test]
+fn blocks_are_not_loaded_to_tell_what_commits_changed() {
+    let Some(python) = python("blocks_are_not_loaded_to_tell_what_commits_changed") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let options = ["--seed", "11", "--format", "ZBlk0", "--files", "1", "--block-size", "65536"];
+    let mut writer = Writer::start(&python, &dir.path().join("Data.fs"), &options);
+    let socket = dir.path().join("zeo.sock");
+    writer.ask(&format!("zeo start {}", socket.display()), "zeo");
+    let files = writer.ask("files", "files");
+    let (name, oid) = files.split_once('=').unwrap();
+    let (file, write) = (oid.parse::<FileId>().unwrap(), format!("write {name} 0"));
+    // The block is there now: more writes write its object alone, mostly.
+    writer.ask(&write, "tid");
+    // The tree of a file that is followed; of a block that nobody follows its class is looked at, once.
+    for (followed, limit) in [(vec![], 100_000), (vec![file], 10_000)] {
+        let zeo = storage(&format!("zeo://{}", socket.display()), LONG);
+        let store = store_on(Arc::clone(&zeo));
+        let files = followed.iter().copied().collect();
+        for _ in 0..10 {
+            let before = store.head();
+            let tid = writer.ask(&write, "tid");
+            wait_for_head(&store, &tid);
+            let commits = store.commits_of(before, store.head(), usize::MAX, &files).unwrap();
+            let changed: Vec<FileId> =
+                commits.iter().flat_map(|commit| &commit.files).map(|change| change.file).collect();
+            assert_eq!(changed, followed);
+        }
+        let kept = zeo.cached_bytes();
+        assert!((500..limit).contains(&kept), "{kept} bytes are kept, followed: {followed:?}");
+    }
+}
+
+#[test]
 fn a_server_that_went_back_is_not_believed() {
     const NAME: &str = "a_server_that_went_back_is_not_believed";
     let Some(python) = python(NAME) else { return };

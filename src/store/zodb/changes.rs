@@ -7,7 +7,7 @@
 //! it grows: 16 in a leaf, and a slot in a table that leads from a written block to where it stands.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use revfs_protocol::{BlockCount, BlockIndex, BlockSize, FileId, Tid};
 
@@ -20,6 +20,9 @@ use crate::store::FileChange;
 
 /// Blocks of a file that changed, as (first, count) in order.
 type BlockRuns = Vec<(BlockIndex, BlockCount)>;
+
+/// Objects that a server is asked for at once, of which each may have the bytes of a block.
+const AHEAD_MAX: usize = 32;
 
 /// Keys and the blocks that they mean.
 type Placed = Vec<(i64, Oid)>;
@@ -136,6 +139,12 @@ impl FileTree {
     /// The state that it is of.
     pub fn at(&self) -> Tid {
         self.at
+    }
+
+    /// Whether an object is a node of the tree, or a block in it.
+    pub fn has(&self, oid: Oid) -> bool {
+        let has = |parts: &Parts| parts.nodes.contains_key(&oid) || parts.places.first.contains_key(&oid);
+        self.parts.as_ref().is_some_and(has)
     }
 
     /// Goes on to the state `tid`, in which `written` were written; tells what that did to the file, if anything.
@@ -268,15 +277,48 @@ impl Parts {
     }
 }
 
-/// What a transaction did to a file whose tree nobody keeps: whether it came, went, or became another one. `None` too if
-/// only blocks of it may have changed.
+/// What a transaction after `lo` did to those of its objects that are files whose trees nobody keeps; `trees` are of the
+/// state that it made.
 ///
 /// # Errors
 /// The storage does not answer.
-pub fn epoch_of(nodes: &Nodes, oid: Oid, lo: Tid, tid: Tid) -> Result<Option<FileChange>, ZodbError> {
-    let was = is_file(nodes, oid, lo)?;
-    if !was && !is_file(nodes, oid, tid)? {
+pub fn epochs_of(
+    nodes: &Nodes,
+    trees: &BTreeMap<Oid, FileTree>,
+    written: &[Oid],
+    (lo, tid): (Tid, Tid),
+) -> Result<Vec<(Oid, FileChange)>, ZodbError> {
+    let is_known = |oid: Oid| nodes.is_no_file(oid) || trees.values().any(|tree| tree.has(oid));
+    let unknown: Vec<Oid> = written.iter().copied().filter(|oid| !is_known(*oid)).collect();
+    let mut changes = Vec::new();
+    for some in unknown.chunks(AHEAD_MAX) {
+        if nodes.storage().is_remote() {
+            nodes.storage().prefetch(some, tid);
+        }
+        for oid in some {
+            changes.extend(epoch_of(nodes, *oid, lo, tid)?.map(|change| (*oid, change)));
+        }
+    }
+    Ok(changes)
+}
+
+/// What a transaction did to a file whose tree nobody keeps: whether it came, went, or became another one. `None` too if
+/// only blocks of it may have changed. An object keeps its class, so one that is no file is asked about once.
+///
+/// # Errors
+/// The storage does not answer.
+fn epoch_of(nodes: &Nodes, oid: Oid, lo: Tid, tid: Tid) -> Result<Option<FileChange>, ZodbError> {
+    if nodes.is_no_file(oid) {
         return Ok(None);
+    }
+    match class_or_none(nodes, oid, tid)? {
+        Some(Class::BigFile) => {}
+        Some(_) => {
+            nodes.note_no_file(oid);
+            return Ok(None);
+        }
+        None if class_or_none(nodes, oid, lo)? != Some(Class::BigFile) => return Ok(None),
+        None => {}
     }
     let of = |at| -> Result<Option<(FileNode, u64)>, ZodbError> {
         let Some(file) = file_or_warn(nodes, oid, at)? else { return Ok(None) };
@@ -407,15 +449,12 @@ fn is_lost(error: &ZodbError) -> bool {
     error.is_damage() || error.is_packed()
 }
 
-/// Whether an object is a file; a record that cannot be read is not. Of a state that was packed away: whether it is one now.
-fn is_file(nodes: &Nodes, oid: Oid, at: Tid) -> Result<bool, ZodbError> {
+/// The class of an object; a record that cannot be read has none. Of a state that was packed away: the one that it has now.
+fn class_or_none(nodes: &Nodes, oid: Oid, at: Tid) -> Result<Option<Class>, ZodbError> {
     match nodes.class(oid, at) {
-        Ok(class) => Ok(class == Some(Class::BigFile)),
-        Err(error) if error.is_packed() => {
-            Ok(nodes.class(oid, nodes.storage().last_tid())? == Some(Class::BigFile))
-        }
-        Err(error) if error.is_damage() => Ok(false),
-        Err(error) => Err(error),
+        Err(error) if error.is_packed() => nodes.class(oid, nodes.storage().last_tid()),
+        Err(error) if error.is_damage() => Ok(None),
+        class => class,
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use revfs_protocol::{BlockCount, BlockIndex, BlockSize, FileId, Tid};
 
 use super::Oid;
-use super::changes::{FileTree, epoch_of};
+use super::changes::{FileTree, epochs_of};
 use super::error::ZodbError;
 use super::filestorage::{FileStorage, ProgressFn};
 use super::nodes::Nodes;
@@ -312,10 +312,8 @@ impl Database {
                 changes
                     .extend(tree.step(&self.nodes, transaction.tid, &written)?.map(|change| (*oid, change)));
             }
-            for oid in written.difference(files) {
-                changes
-                    .extend(epoch_of(&self.nodes, *oid, base, transaction.tid)?.map(|change| (*oid, change)));
-            }
+            let others: Vec<Oid> = written.difference(files).copied().collect();
+            changes.extend(epochs_of(&self.nodes, &trees, &others, (base, transaction.tid))?);
             told.push(commit_info(transaction, base, changes.into_values().collect()));
         }
         self.record(lo, &told, files)?;

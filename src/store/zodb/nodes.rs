@@ -24,6 +24,8 @@ pub const DEPTH_MAX: usize = 64;
 const EMPTY_LEAVES_MAX: usize = 100_000;
 /// Serials that are kept, 24 bytes each.
 const SERIALS_KEPT: usize = 1 << 16;
+/// Objects that are known to be no files, about 32 bytes each.
+const NO_FILES_KEPT: usize = 1 << 18;
 /// About what a decoded record takes beside its entries, bytes.
 const NODE_OVERHEAD_BYTES: u64 = 128;
 
@@ -97,6 +99,8 @@ pub struct Nodes {
     decoded: Cache<(Oid, Tid), Arc<Node>, ByEntries>,
     /// Serials of objects that were looked at as of a state, so that a look at the same needs no read.
     serials: Cache<(Oid, Tid), Tid>,
+    /// Objects that are no files in any state.
+    no_files: Cache<Oid, ()>,
 }
 
 /// A node that a walk has still to visit.
@@ -113,7 +117,8 @@ impl Nodes {
     pub fn new(storage: Arc<dyn Storage>, cache_bytes: u64) -> Nodes {
         let items = usize::try_from(cache_bytes / 1024).unwrap_or(usize::MAX).max(16);
         let decoded = Cache::with_weighter(items, cache_bytes, ByEntries);
-        Nodes { storage, decoded, serials: Cache::new(SERIALS_KEPT) }
+        let (serials, no_files) = (Cache::new(SERIALS_KEPT), Cache::new(NO_FILES_KEPT));
+        Nodes { storage, decoded, serials, no_files }
     }
 
     /// Where the records are.
@@ -124,6 +129,16 @@ impl Nodes {
     /// Bytes that decoded objects take.
     pub fn cached_bytes(&self) -> u64 {
         self.decoded.weight()
+    }
+
+    /// Whether an object was found to be no file, see [`Nodes::note_no_file`].
+    pub fn is_no_file(&self, oid: Oid) -> bool {
+        self.no_files.get(&oid).is_some()
+    }
+
+    /// Keeps in mind that an object is no file, in no state.
+    pub fn note_no_file(&self, oid: Oid) {
+        self.no_files.insert(oid, ());
     }
 
     /// The class of an object; None if it does not exist.
