@@ -5,12 +5,16 @@
 
 #![allow(clippy::unwrap_used)] // a failed step is a failed test
 
+#[path = "filestorage/ahead.rs"]
+mod ahead;
 #[path = "filestorage/damage.rs"]
 mod damage;
 #[path = "filestorage/follow.rs"]
 mod follow;
 #[path = "filestorage/maker.rs"]
 mod maker;
+#[path = "common/mapping.rs"]
+mod mapping;
 #[path = "filestorage/pack.rs"]
 mod pack;
 #[path = "filestorage/reference.rs"]

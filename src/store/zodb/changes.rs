@@ -292,9 +292,7 @@ pub fn epochs_of(
     let unknown: Vec<Oid> = written.iter().copied().filter(|oid| !is_known(*oid)).collect();
     let mut changes = Vec::new();
     for some in unknown.chunks(AHEAD_MAX) {
-        if nodes.storage().is_remote() {
-            nodes.storage().prefetch(some, tid);
-        }
+        nodes.storage().prefetch(some, tid);
         for oid in some {
             changes.extend(epoch_of(nodes, *oid, lo, tid)?.map(|change| (*oid, change)));
         }
@@ -351,12 +349,10 @@ fn epoch_change(oid: Oid, old: Option<(FileNode, u64)>, new: Option<(FileNode, u
     }
 }
 
-/// From a server all nodes that are below one come at once, but those that are kept.
+/// All nodes that are below one are read at once, but those that are kept.
 fn fetch(nodes: &Nodes, children: &[Oid], at: Tid, is_kept: impl Fn(&Oid) -> bool) {
-    if nodes.storage().is_remote() {
-        let read: Vec<Oid> = children.iter().copied().filter(|child| !is_kept(child)).collect();
-        nodes.storage().prefetch(&read, at);
-    }
+    let read: Vec<Oid> = children.iter().copied().filter(|child| !is_kept(child)).collect();
+    nodes.prefetch(&read, at);
 }
 
 /// What differs between the tree that is known and the one at `at`, in which `written` were written last. Only nodes

@@ -201,6 +201,19 @@ impl Nodes {
         Ok(Some(FileNode { serial, block_size, tree }))
     }
 
+    /// Nodes that are asked for next, as of `at`: those that are not at hand are read at once.
+    pub fn prefetch(&self, oids: &[Oid], at: Tid) {
+        let is_at_hand = |oid: Oid| {
+            let serial = self.serials.get(&(oid, at));
+            serial.is_some_and(|serial| self.decoded.get(&(oid, serial)).is_some())
+        };
+        let absent: Vec<Oid> = oids.iter().copied().filter(|oid| !is_at_hand(*oid)).collect();
+        // Of one alone the load is as good.
+        if absent.len() > 1 {
+            self.storage.prefetch(&absent, at);
+        }
+    }
+
     /// A node or leaf of a tree of a kind, which `by` refers to.
     pub fn of_tree(&self, oid: Oid, by: Oid, kind: Class, at: Tid) -> Result<(Tid, Arc<Node>), ZodbError> {
         let (serial, node) = self.node(oid, at)?.ok_or(ZodbError::Missing { oid, at, by })?;
@@ -246,10 +259,8 @@ impl Nodes {
                             ahead.push(Ahead { oid: child.oid, by, keys: low..=high, rev, depth });
                         }
                     }
-                    if self.storage.is_remote() && ahead.len() > behind + 1 {
-                        let children: Vec<Oid> = ahead[behind..].iter().map(|child| child.oid).collect();
-                        self.storage.prefetch(&children, at);
-                    }
+                    let children: Vec<Oid> = ahead[behind..].iter().map(|child| child.oid).collect();
+                    self.prefetch(&children, at);
                 }
                 _ => visit(LeafView { rev, entries: &[] })?,
             }

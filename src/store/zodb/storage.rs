@@ -201,8 +201,8 @@ pub trait Storage: Send + Sync + Debug {
         Ok(())
     }
 
-    /// These are asked for next, as of `at`: what has to be fetched from a server is fetched at once. What fails is told by the
-    /// load that follows.
+    /// These are asked for next, as of `at`: what has to be fetched from a server, or from a disk, is fetched at once. What fails
+    /// is told by the load that follows.
     fn prefetch(&self, _oids: &[Oid], _at: Tid) {}
 
     /// Where the record is that has the data of that state, bytes; none if the storage has no such places.
@@ -345,6 +345,11 @@ impl Storage for FileStorage {
         visit: &mut filestorage::VisitFn<'_>,
     ) -> Result<(), StorageError> {
         Ok(self.load_each(oids, at, visit)?)
+    }
+
+    /// Of an older state the newest records may be read in vain.
+    fn prefetch(&self, oids: &[Oid], _at: Tid) {
+        self.read_ahead(oids);
     }
 
     fn position(&self, oid: Oid, at: Tid) -> Result<Option<u64>, StorageError> {

@@ -10,7 +10,7 @@ use revfs_protocol::Tid;
 use super::FileStorage;
 use super::error::FileStorageError;
 use super::format::{RECORD_HEADER_BYTES, RecordHeader};
-use super::load::{DATA_BYTES_MAX, Peeked};
+use super::load::{DATA_BYTES_MAX, Peeked, RECORD_READ_BYTES};
 use crate::store::buffer::ReadBuffer;
 use crate::store::zodb::Oid;
 
@@ -47,6 +47,20 @@ impl FileStorage {
             file.read_piece(start.data_pos() + range.start, len).map(Some)
         })?;
         Ok(read.flatten())
+    }
+
+    /// Has the kernel read the newest records of some objects, as far as [`FileStorage::peek`] does.
+    pub fn read_ahead(&self, oids: &[Oid]) {
+        let (file, _, mut places) = self.places(oids);
+        places.retain(|(pos, _)| *pos != 0);
+        places.sort_unstable();
+        let mut spans = places.iter().map(|(pos, _)| *pos..pos + RECORD_READ_BYTES as u64).peekable();
+        while let Some(mut span) = spans.next() {
+            while let Some(next) = spans.next_if(|next| next.start <= span.end) {
+                span.end = next.end;
+            }
+            file.read_ahead(span.start, span.end - span.start);
+        }
     }
 
     /// Loads many objects as of `at`, and gives each to `visit` with its number in `oids`, in any order: its serial and

@@ -14,7 +14,7 @@ use super::window::DataFile;
 use crate::store::zodb::Oid;
 
 /// Bytes that are read with a header: the whole record, most times.
-const RECORD_READ_BYTES: usize = 4 << 10;
+pub(super) const RECORD_READ_BYTES: usize = 4 << 10;
 /// Most data of one record, bytes.
 pub const DATA_BYTES_MAX: u64 = 256 << 20;
 /// Most records that lead back to data which an undo brought back.

@@ -5,12 +5,14 @@
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use revfs_protocol::Tid;
+use rustix::fs::Advice;
 
 use super::error::{Damage, FileStorageError};
 use super::format::{FIRST_TRANSACTION, MAGICS};
@@ -159,6 +161,15 @@ impl DataFile {
             }
         }
         Ok(have)
+    }
+
+    /// Has the kernel read some bytes into its cache, beside others that it is asked for: who reads them next does not wait for
+    /// one after the other.
+    pub fn read_ahead(&self, pos: u64, len: u64) {
+        // Only a hint: the read that follows tells what is wrong.
+        if let Err(error) = rustix::fs::fadvise(&self.file, pos, NonZeroU64::new(len), Advice::WillNeed) {
+            log::debug!("fadvise on {}: {error}", self.path.display());
+        }
     }
 
     /// `len` bytes at `pos`, past the page cache if that is worth it.
