@@ -1,4 +1,5 @@
-//! The ways in which isolation here is better than in its ancestor WCFS, one test for each, named after its number.
+//! The ways in which isolation here is better than in its ancestor WCFS, one test for each, named after its number, on a native
+//! store and on a ZODB database.
 //!
 //! | row | what a test here shows |
 //! |---|---|
@@ -31,6 +32,9 @@
 
 #[path = "common/datafs.rs"]
 mod datafs;
+#[macro_use]
+#[path = "common/each_store.rs"]
+mod each_store;
 #[path = "common/link.rs"]
 mod link;
 #[path = "common/live.rs"]
@@ -45,3 +49,29 @@ mod server;
 mod stage;
 #[path = "rows/watches.rs"]
 mod watches;
+
+// The compiler tells of a row that is missing here.
+on_each_store! {
+    server:
+        row_02_lookups_wait_for_nobody_and_the_server_never_uses_its_own_mount,
+        row_07_no_path_and_no_offset_hurts_the_server,
+        row_09_an_end_of_one_file_is_told_to_who_watches_it_and_to_nobody_else,
+        row_15_a_store_that_is_lost_for_a_while_is_served_on,
+        row_17_nothing_of_a_changed_block_is_read_or_kept_for_nobody,
+        row_11_revisions_that_were_looked_at_hold_no_descriptor,
+        row_14_one_server_a_mount_point_and_any_number_a_store,
+        row_16_a_read_is_answered_with_its_range,
+        row_19_a_stop_leaves_no_mount_and_tells_the_clients,
+        row_20_statistics_are_there_while_everything_waits;
+    watches:
+        row_01_a_read_that_waits_and_a_commit_of_its_block_do_not_wait_for_each_other,
+        row_03_a_pin_of_a_dropped_watch_is_owed_by_nobody,
+        row_04_a_set_up_that_fails_leaves_what_was_before,
+        row_05_a_client_is_a_process_and_not_the_thread_that_opened_the_link,
+        row_06_a_block_that_becomes_a_hole_has_changed,
+        row_08_the_size_is_that_of_the_revision,
+        row_10_a_read_that_is_given_up_fails_no_other,
+        row_18_pins_of_neighbours_come_in_one_frame_for_who_can,
+        row_12_an_idle_watch_needs_no_history_in_memory,
+        row_13_history_reaches_back_to_before_the_servers_start;
+}

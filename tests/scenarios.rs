@@ -17,10 +17,13 @@ mod cache;
 mod child;
 #[path = "scenarios/client.rs"]
 mod client;
-#[path = "scenarios/history.rs"]
-mod history;
 #[path = "common/datafs.rs"]
 mod datafs;
+#[macro_use]
+#[path = "common/each_store.rs"]
+mod each_store;
+#[path = "scenarios/history.rs"]
+mod history;
 #[path = "common/link.rs"]
 mod link;
 #[path = "common/live.rs"]
@@ -37,31 +40,6 @@ mod requests;
 mod stage;
 #[path = "scenarios/stuck.rs"]
 mod stuck;
-
-use live::no_fuse;
-use stage::Kind;
-
-/// Makes tests of scenarios: `native::NAME` and `zodb::NAME`.
-macro_rules! on_each_store {
-    ($($module:ident: $($scenario:ident),+;)+) => {
-        mod native {
-            $($(
-                #[test]
-                fn $scenario() {
-                    super::play(stringify!($scenario), super::Kind::Native, super::$module::$scenario);
-                }
-            )+)+
-        }
-        mod zodb {
-            $($(
-                #[test]
-                fn $scenario() {
-                    super::play(stringify!($scenario), super::Kind::Zodb, super::$module::$scenario);
-                }
-            )+)+
-        }
-    };
-}
 
 // The compiler tells of a scenario that is missing here.
 on_each_store! {
@@ -90,10 +68,4 @@ on_each_store! {
         a_server_that_knows_no_past_has_the_pins_from_the_store;
     stuck:
         nothing_waits_for_a_client_that_is_stuck_in_a_pin;
-}
-
-fn play(name: &str, kind: Kind, scenario: fn(Kind)) {
-    if !no_fuse(name) {
-        scenario(kind);
-    }
 }

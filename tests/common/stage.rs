@@ -120,7 +120,12 @@ impl Stage {
 
     /// Mounts the store once more at the same place, after its server was killed.
     pub fn mount_again(&self) -> Live {
-        self.place.mount_store(if self.zodb.is_some() { DATABASE } else { "s" }, "m", &[])
+        self.place.mount_store(self.store(), "m", &[])
+    }
+
+    /// The name of the store in its place.
+    pub fn store(&self) -> &'static str {
+        if self.zodb.is_some() { DATABASE } else { "s" }
     }
 
     /// Commits and waits until head shows it.
@@ -135,6 +140,22 @@ impl Stage {
         match &self.zodb {
             Some(zodb) => zodb.lock().unwrap().commit(name, values),
             None => commit_file(&self.place, name, values),
+        }
+    }
+
+    /// Commits a new file with blocks of any size, each filled with one value, and waits for nothing.
+    pub fn commit_blocks(&self, name: &str, block_size: usize, values: &[u8]) -> String {
+        let blocks = values.iter().map(|value| vec![*value; block_size]);
+        match &self.zodb {
+            Some(zodb) => {
+                let blocks = (0..).zip(blocks).map(|(block, bytes)| (block, Some(bytes))).collect();
+                zodb.lock().unwrap().data.write(name, block_size as u64, blocks).to_string()
+            }
+            None => {
+                fs::write(self.place.path("source"), blocks.collect::<Vec<_>>().concat()).unwrap();
+                let size = block_size.to_string();
+                self.place.ok(&["commit", "s", &format!("{name}=source"), "--block-size", &size])
+            }
         }
     }
 
