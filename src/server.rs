@@ -187,6 +187,8 @@ pub struct Server {
 struct Queue {
     /// What was published and is not yet dropped from the kernel's cache, and since when.
     pending: Option<(Duration, Delta)>,
+    /// Since when there is somebody for the watchdog to look after, as long as it has not come to rest.
+    looked_after: Option<Duration>,
     stopping: bool,
 }
 

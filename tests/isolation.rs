@@ -176,7 +176,7 @@ fn a_server_that_did_not_run_blames_nobody() {
     }
     let place = Place::new();
     let t1 = commit(&place, &[1, 1]);
-    let live = place.mount_with("m", &["--pin-timeout", "2s"]);
+    let live = place.mount_with("m", &["--pin-timeout", "4s"]);
     let file = file_id(&live.head("a"));
     let mut link = WatchFile::open(live.root());
     assert_eq!(link.ask(&format!("1 watch {file} @{t1}")), "1 ok", "nothing was read");
@@ -187,7 +187,7 @@ fn a_server_that_did_not_run_blames_nobody() {
         // Nobody can do what it is told while nothing is answered. If it counted, this process would be killed.
         let pid = live.pid();
         signal_to(pid, rustix::process::Signal::STOP);
-        sleep(Duration::from_secs(4));
+        sleep(Duration::from_secs(6));
         signal_to(pid, rustix::process::Signal::CONT);
         wait_until("it looks who is late", || live.stat("behind_ms") > 0);
         link.say("2 ack");

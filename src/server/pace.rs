@@ -23,9 +23,9 @@ const WINDOW: Duration = Duration::from_millis(250);
 /// What was seen since some look of the watchdog.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// When that was; `None`: there was nobody to look after.
+    /// When that was, or when there was somebody to look after again; `None`: there is nobody.
     since: Option<Duration>,
-    /// How long each thread of the server had waited for a processor then, ns.
+    /// How long each thread of the server had waited for a processor then, ns; not later than then.
     waits: BTreeMap<u32, u64>,
     looks: u32,
     /// Looks at which requests waited to be taken.
@@ -33,6 +33,18 @@ pub(super) struct Pace {
 }
 
 impl Pace {
+    /// There is nobody to look after.
+    pub(super) fn rest(&mut self) {
+        self.since = None;
+    }
+
+    /// There is somebody, since then; what is known from before goes on.
+    pub(super) fn begin(&mut self, since: Duration) {
+        if self.since.is_none() {
+            (self.since, self.looks, self.crowded) = (Some(since), 0, 0);
+        }
+    }
+
     /// How much time up to this look does not count for acks, besides what was said before.
     pub(super) fn lost(&mut self, server: &Server, now: Duration) -> Duration {
         let Some(since) = self.since else {

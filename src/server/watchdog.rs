@@ -242,9 +242,14 @@ fn rest(server: &Server, pace: &mut Pace) -> bool {
             .map(|(queue, _)| queue)
             .unwrap_or_else(|poisoned| poisoned.into_inner().0)
     } else {
-        *pace = Pace::default();
+        pace.rest();
+        let mut queue = queue;
+        queue.looked_after = None;
         server.watchdog_moved.wait(queue).unwrap_or_else(PoisonError::into_inner)
     };
+    if let Some(since) = queue.looked_after {
+        pace.begin(since);
+    }
     !queue.stopping
 }
 
@@ -252,7 +257,9 @@ impl Server {
     /// There is something to look after.
     pub(super) fn wake_watchdog(&self) {
         // Under the lock: else it may come between the watchdog's last look and its sleep.
-        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        // Before it does look time may pass, in which this server does not run.
+        queue.looked_after.get_or_insert_with(|| self.options.clock.monotonic());
         self.watchdog_moved.notify_all();
         drop(queue);
     }

@@ -61,12 +61,7 @@ impl Scene {
     }
 
     fn wait_until(&self, what: &str, until: impl Fn(&people::Known) -> bool) {
-        let clock = env::SystemClock::shared();
-        let end = clock.monotonic() + PATIENCE;
-        while !until(&self.everybody.0.lock().unwrap()) {
-            assert!(clock.monotonic() < end, "{what}: never");
-            std::thread::yield_now();
-        }
+        wait_for(what, || until(&self.everybody.0.lock().unwrap()));
     }
 
     /// Lets time pass, and the watchdog look at everybody twice.
@@ -80,6 +75,15 @@ impl Scene {
 
     fn signalled(&self) -> Vec<u32> {
         self.everybody.0.lock().unwrap().signalled.iter().copied().collect()
+    }
+}
+
+fn wait_for(what: &str, until: impl Fn() -> bool) {
+    let clock = env::SystemClock::shared();
+    let end = clock.monotonic() + PATIENCE;
+    while !until() {
+        assert!(clock.monotonic() < end, "{what}: never");
+        std::thread::yield_now();
     }
 }
 
@@ -168,6 +172,47 @@ fn time_in_which_the_server_does_not_run_counts_for_nobody() {
     }
     scene.clock.advance(PATIENCE / 4);
     accused_in_the_end(scene);
+}
+
+#[test]
+fn time_before_the_first_look_in_which_the_server_does_not_run_counts_for_nobody() {
+    let store = ScriptedStore::new();
+    store.commit(10, &[Edit::Put("a", blocks(1, 4))]);
+    store.commit(20, &[Edit::Write("a", 0, blocks(2, 2))]);
+    let _ = store.refresh();
+    let (runtime, clock, everybody) = (runtime(), ManualClock::at(START), Everybody::default());
+    let options = ServerOptions {
+        look_gap_max: PATIENCE / 4,
+        ..options(&runtime, &clock, Some(Arc::new(everybody.clone())))
+    };
+    let server = Server::new(Arc::clone(&store) as Arc<dyn Store>, options);
+    let file = store.file_id("a");
+    let (sender, read) = channel();
+    server.read_head(file, (0, 1), READER, move |bytes| sender.send(bytes.unwrap()[0]).unwrap());
+    assert_eq!(read.recv_timeout(PATIENCE), Ok(2));
+    let link = server.open_link(GOOD).unwrap();
+    server.write_link(&link, GOOD, format!("1 watch {file} @{}\n", Tid::from_raw(10)).as_bytes()).unwrap();
+    assert_eq!(hear(&server, &link, GOOD), format!("2 pin {file} #0 @{}\n", Tid::from_raw(10)));
+    // It was told, but its watchdog has not run yet.
+    clock.advance(PATIENCE * 5);
+    let threads = server.start().unwrap();
+    let count = || everybody.0.lock().unwrap().looks.get(&GOOD).copied().unwrap_or(0);
+    let looks = |more: u32| {
+        let before = count();
+        wait_for("a look", || count() >= before + more);
+    };
+    looks(3);
+    // Of that a quarter counts, and now another two.
+    for _ in 0..2 {
+        assert_eq!(everybody.0.lock().unwrap().signalled.len(), 0);
+        clock.advance(PATIENCE / 4);
+        looks(3);
+    }
+    assert_eq!(everybody.0.lock().unwrap().signalled.len(), 0);
+    clock.advance(PATIENCE / 4);
+    wait_for("it is late now", || everybody.0.lock().unwrap().signalled.contains(&GOOD));
+    everybody.0.lock().unwrap().dead.insert(GOOD);
+    threads.stop();
 }
 
 #[test]
