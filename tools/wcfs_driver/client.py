@@ -207,6 +207,13 @@ class Connection:
         if reply != "ok":
             raise ClientError(reply)
 
+    def after_fork(self):
+        """What the child of a fork does: its copy of the memory shows nothing, and nobody hears of it. Its locks may be held
+        by threads that are not in the child."""
+        for file in self._files.values():
+            file.after_fork()
+        os.close(self._link)
+
     def close(self):
         """Closes all files, so that no pin can come any more, then the link."""
         if self._link is None:
@@ -327,6 +334,12 @@ class ClientFile:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+    def after_fork(self):
+        """See `Connection.after_fork`."""
+        for view in self._views:
+            view.memory.show_nothing(0, view.memory.length)
+        os.close(self._fd)
 
     def close(self):
         """Closes it once; with the last time it goes."""

@@ -1,10 +1,12 @@
 """A client that keeps its state while others commit: what its memory shows."""
 
+import os
 import random
+import select
 import threading
 
 from client import ClientError, Connection
-from expect import Failed, expect
+from expect import SOON, Failed, expect
 from history import tid_text
 from scenario import scenario
 from stage import BLOCK
@@ -90,6 +92,67 @@ def what_is_closed_cannot_be_read_and_the_rest_can(stage):
     check(first, view3, at, (0,))
     other.close()
     stage.server.expect_stats("when clients are closed", WatchLink=0, Watch=0, PinnedBlk=0, pinkill=0)
+
+
+@scenario
+def a_child_of_a_client_sees_nothing_and_does_not_disturb_it(stage):
+    stage.make_database()
+    zfile = stage.make_file()
+    at = stage.commit((zfile, {0: "a1", 1: "b1", 2: "c1"}))
+    stage.start()
+    connection = connect(stage, at)
+    view = connection.open(zfile).map(0, 4)
+    check(zfile, view, at, range(4))
+    stage.commit((zfile, {0: "a2"}))
+    check(zfile, view, at, range(4))
+    with Child(connection, view) as child:
+        expect("no no no no", child.says(), "whether the child can read each block")
+        # Its parent goes on, and is the one that is asked.
+        tid = stage.commit((zfile, {0: "a3", 1: "b3"}))
+        check(zfile, view, at, range(4))
+        stage.server.expect_stats("with a child", WatchLink=1, Watch=1, PinnedBlk=2, pinkill=0)
+        connection.resync(tid)
+        check(zfile, view, tid, range(4))
+    stage.commit((zfile, {2: "c4"}))
+    check(zfile, view, tid, range(4))
+    stage.server.expect_stats("when the child is gone", WatchLink=1, Watch=1, PinnedBlk=1, pinkill=0)
+    connection.close()
+    stage.server.expect_stats("when the client is closed", WatchLink=0, Watch=0, PinnedBlk=0, pinkill=0)
+
+
+class Child:
+    """A fork of this process, which has no thread but one. It ends with this."""
+
+    def __init__(self, connection, view):
+        self._answers, answers = os.pipe()
+        waits, self._end = os.pipe()
+        self._pid = os.fork()
+        if self._pid != 0:
+            os.close(answers)
+            os.close(waits)
+            return
+        # Nothing of the interpreter's end may happen here.
+        try:
+            os.close(self._end)
+            connection.after_fork()
+            can_read = " ".join("yes" if view.can_read(block) else "no" for block in range(view.count))
+            os.write(answers, can_read.encode())
+            os.read(waits, 1)
+        finally:
+            os._exit(0)
+
+    def says(self):
+        """What it found."""
+        ready, _, _ = select.select([self._answers], [], [], SOON)
+        return os.read(self._answers, 100).decode() if ready else "nothing"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        os.close(self._end)
+        os.waitpid(self._pid, 0)
+        os.close(self._answers)
 
 
 @scenario

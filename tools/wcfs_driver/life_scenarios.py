@@ -10,7 +10,7 @@ from expect import SOON, Failed, expect, expect_errno, wait_until
 from history import History, tid_text
 from scenario import scenario, scenario_of
 from server import (CONNECTIONS, STATS, abort_connection, expect_dead, fusermount, is_dead_mount, kill_server,
-                    mount_entry)
+                    mount_entries, mount_entry)
 from stage import put
 
 FIRST_BYTES = b"FS30"
@@ -122,6 +122,48 @@ def fusermount_ends_it_cleanly_and_the_next_one_starts(stage):
         expect(tid_text(stage.history.head()), server.at(), "head/at")
         os.close(held)
         stage.stop()
+
+
+@scenario
+def a_second_server_at_the_mount_point_ends_and_the_first_goes_on(stage):
+    stage.make_database()
+    zfile = stage.make_file()
+    stage.commit((zfile, {0: "a1"}))
+    server = stage.start()
+    file = stage.open(zfile)
+    stage.access(file, 0)
+    ended = subprocess.run([*server.command[:1], "-logtostderr", server.zurl, server.root],
+                           capture_output=True, text=True, timeout=SOON)
+    expect(True, ended.returncode > 0, f"exit code {ended.returncode} of the second one is an error")
+    expect(True, server.root in ended.stderr, f"what is served already is on stderr: {ended.stderr!r}")
+    expect([server.root], [entry.path for entry in mount_entries() if entry.path == server.root], "mounts there")
+    file.expect_cached("after a second server was started")
+    stage.commit((zfile, {0: "a2"}))
+    stage.access(file, 0)
+    stage.stop()
+
+
+@scenario
+def of_servers_that_start_at_once_one_serves(stage):
+    stage.make_database()
+    server = stage.spawn("-logtostderr")
+    others = [subprocess.Popen(server.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+              for _ in range(3)]
+    try:
+        started = [server.process, *others]
+        # All but one end; it does not matter which one stays.
+        wait_until(lambda: sum(process.poll() is None for process in started) == 1, "all servers but one end")
+        wait_until(lambda: mount_entry(server.root) is not None, "it serves")
+        server.process = next(process for process in started if process.poll() is None)
+        server.wait_ready()
+        expect(1, sum(entry.path == server.root for entry in mount_entries()), "mounts there")
+        for process in started:
+            expect(True, process is server.process or process.returncode > 0, "the exit codes of the others are errors")
+        stage.stop()
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
 
 
 @scenario

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 from expect import SOON, expect, expect_errno, expect_match, wait_until
 from history import tid_text
@@ -18,6 +19,8 @@ from stage import expect_pins
 DURATION = r"-?([0-9]+h)?([0-9]+m)?([0-9]+(\.[0-9]+)?(ns|µs|us|ms|s))?"
 READ = "import os, sys; fd = os.open(sys.argv[1], int(sys.argv[2])); os.pread(fd, 100, int(sys.argv[3]))"
 READ_STREAM = "import os, sys; fd = os.open(sys.argv[1], int(sys.argv[2])); os.read(fd, 100)"
+# So long before head nothing is forgotten, seconds.
+MINUTE = 60
 # What the kernel calls read(2) and pread(2).
 CALLS = {READ_STREAM: "0", READ: "17"}
 # Frames that are none, and how they are quoted.
@@ -310,6 +313,38 @@ def a_state_from_before_the_server_is_too_far_back(stage):
         expect_match(re.compile(re.escape(text) + DURATION), answer, "a watch as of before the tail")
     # The tail itself is allowed.
     stage.watch(link, zfile, tail, {})
+
+
+@scenario
+def a_state_is_forgotten_after_a_minute_unless_somebody_works_at_it(stage):
+    stage.make_database()
+    zfile, other = stage.make_file(), stage.make_file("other")
+    at = stage.commit((zfile, {2: "c1"}), (other, {2: "C1"}))
+    stage.start()
+    for history in (zfile, other):
+        stage.open(history)
+
+    def said():
+        link = stage.link()
+        answer = link.ask(f"watch {zfile.hex} @{tid_text(at)}")
+        link.bye()
+        stage.links.remove(link)
+        return answer
+
+    stage.commit((zfile, {2: "c2"}))
+    expect("ok", said(), "a watch as of a moment ago")
+    holder = stage.link()
+    stage.watch(holder, other, at, {})
+    began = time.monotonic()
+    while time.monotonic() < began + MINUTE + 2:
+        time.sleep(1)
+    stage.commit((zfile, {2: "c3"}))
+    expect("ok", said(), "a watch as of a state at which somebody works on another file")
+    holder.bye()
+    stage.links.remove(holder)
+    head = stage.commit((zfile, {2: "c4"}))
+    text = f"{text_of(zfile, at)}too far away back from head/at (@{tid_text(head)}); δt = "
+    expect_match(re.compile(re.escape(text) + DURATION), said(), "a watch as of a state at which nobody works")
 
 
 @scenario
