@@ -65,6 +65,8 @@ const LAZY_PERMILLE: u32 = 50;
 const END_SERVER_PERMILLE: u32 = 50;
 const MOUNT_POINT_PERMILLE: u32 = 25;
 const RUNTIME_PERMILLE: u32 = 25;
+/// Of all steps after the mount is dealt with.
+const LAST_PERMILLE: u32 = END_SERVER_PERMILLE + MOUNT_POINT_PERMILLE + RUNTIME_PERMILLE;
 
 /// First wait between two unmounts, in milliseconds; each next one is twice as long.
 const BACK_OFF_FIRST_MS: u64 = 10;
@@ -269,10 +271,18 @@ impl StopLadder {
                 left.saturating_sub(kept).max(self.limits.share(END_SERVER_PERMILLE))
             }
             StopStep::AskServer | StopStep::RefuseOpens => self.limits.share(REFUSE_PERMILLE),
-            StopStep::Unmount | StopStep::UnmountAborted => self.limits.share(UNMOUNT_PERMILLE),
-            StopStep::Abort => self.limits.share(ABORT_PERMILLE),
-            StopStep::UnmountLazily => self.limits.share(LAZY_PERMILLE),
+            StopStep::Unmount => self.limits.share(UNMOUNT_PERMILLE),
             // The last steps get what is left as well: a share of a short total is too little on a busy machine.
+            StopStep::Abort => {
+                let kept = UNMOUNT_PERMILLE + LAZY_PERMILLE + LAST_PERMILLE;
+                left.saturating_sub(self.limits.share(kept)).max(self.limits.share(ABORT_PERMILLE))
+            }
+            StopStep::UnmountAborted => left
+                .saturating_sub(self.limits.share(LAZY_PERMILLE + LAST_PERMILLE))
+                .max(self.limits.share(UNMOUNT_PERMILLE)),
+            StopStep::UnmountLazily => {
+                left.saturating_sub(self.limits.share(LAST_PERMILLE)).max(self.limits.share(LAZY_PERMILLE))
+            }
             StopStep::RemoveMountPoint => left
                 .saturating_sub(self.limits.share(RUNTIME_PERMILLE))
                 .max(self.limits.share(MOUNT_POINT_PERMILLE)),
@@ -357,6 +367,20 @@ mod tests {
         });
         assert!(!steps.contains(&StopStep::Abort));
         assert_eq!(state, FinalState::Unmounted);
+    }
+
+    #[test]
+    fn what_cuts_users_off_has_the_time_that_is_left() {
+        let mut limits = Vec::new();
+        let total = Duration::from_secs(10);
+        walk(StopLimits::with_total(total).without_grace(), ALL, |step, limit| {
+            limits.push((step, limit.as_millis()));
+            (StepOutcome::Failed, if step == StopStep::RefuseOpens { limit } else { Duration::ZERO })
+        });
+        // Of 9.5 s: what the steps after it are sure of is kept.
+        let expected =
+            [(StopStep::Abort, 7_000), (StopStep::UnmountAborted, 8_000), (StopStep::UnmountLazily, 8_500)];
+        assert_eq!(limits[2..5], expected);
     }
 
     #[test]

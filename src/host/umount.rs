@@ -87,7 +87,7 @@ pub fn umount(
     let mut report = StopReport { steps: Vec::new(), state: FinalState::StillMounted, taken: Duration::ZERO };
     let mut ladder_limits = limits;
     if let Some(server) = &found.server {
-        let result = ask(server, &found, limits.total, in_use);
+        let result = ask(server, &found, (start, limits.total), clock, in_use);
         // A server that may not be asked has had no grace yet.
         if !matches!(result, Err(StopProblem::Process(_))) {
             ladder_limits = ladder_limits.without_grace();
@@ -202,36 +202,38 @@ impl Found {
     }
 }
 
-/// Asks a server to stop within its share of `total`, and waits for its end.
+/// Asks a server to stop within its share of `total`, which began at `start`, and waits for its end.
 fn ask(
     server: &Process,
     found: &Found,
-    total: Duration,
+    (start, total): (Duration, Duration),
+    clock: &dyn Clock,
     in_use: &mut dyn FnMut(&InUse),
 ) -> Result<StepOutcome, StopProblem> {
     let limit = total.saturating_mul(SERVER_SHARE.0) / SERVER_SHARE.1;
-    let grace = StopLimits::default().within(limit).grace;
+    let end = start.saturating_add(limit);
+    // Whatever takes long here, as a look at who uses the mount may, the steps after it keep their time.
+    let left = || end.saturating_sub(clock.monotonic());
     let mut users = found.users(total);
-    match server.terminate_within(limit) {
+    let asked_for = left();
+    let grace = StopLimits::default().within(asked_for).grace;
+    match server.terminate_within(asked_for) {
         Ok(()) => {}
         Err(ProcessError::Gone { .. }) => return Ok(StepOutcome::Done),
         Err(error) => return Err(error.into()),
     }
-    let mut left = limit;
     if users.is_empty() {
         // Processes of others, at which this user may not look, keep the server waiting as well.
-        let first = BUSY_AFTER.min(limit);
-        if server.wait_exit(first) {
+        if server.wait_exit(BUSY_AFTER.min(left())) {
             return Ok(StepOutcome::Done);
         }
-        left = limit - first;
         users = found.users(total);
     }
     // A server whose mount is gone is only closing its store.
-    if grace > limit - left && found.is_still_mounted() {
+    if grace > asked_for.saturating_sub(left()) && found.is_still_mounted() {
         in_use(&InUse { users, grace });
     }
-    if server.wait_exit(left) {
+    if server.wait_exit(left()) {
         return Ok(StepOutcome::Done);
     }
     Err(StopProblem::ServerStays { pid: server.pid(), limit })
