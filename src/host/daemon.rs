@@ -10,7 +10,8 @@
 //!
 //! Invariant: until it takes the pipe, the child's messages, a panic too, go into it, so none gets lost; from then
 //! on it holds nothing of the parent's terminal. The parent returns within its limit, and leaves no child that
-//! is not ready. Left out on purpose: pid files (`runtime` has them), and a change of directory.
+//! is not ready. As the child is ready it leaves the folder of its parent, which may be unmounted or removed then: it
+//! looks up no relative path any more. Left out on purpose: pid files (`runtime` has them).
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -238,6 +239,11 @@ impl ReadyPipe {
 
     /// Tells the parent, and systemd if it waits, that the tree answers.
     pub fn ready(self) {
+        if self.is_attached()
+            && let Err(error) = std::env::set_current_dir("/")
+        {
+            log::warn!("the folder in which this server was started stays in use: {error}");
+        }
         self.say(b"ready\n");
         notify_systemd("READY=1");
     }

@@ -13,9 +13,10 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use revfs::store::zodb::zeo::{ZeoError, ZeoOptions, ZeoStorage};
-use revfs_protocol::FileId;
+use revfs_protocol::{FileId, Tid};
 
 use crate::checks::{bytes_of, check};
+use crate::live::{Place, no_fuse, wait_until};
 use crate::python::python;
 use crate::server::{CODINGS, ZeoServer, storage, store_on};
 use crate::{LONG, sample};
@@ -125,6 +126,48 @@ fn every_block_is_read_by_tls_also_after_another_certificate() {
         assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
         assert!(!text.trim().is_empty(), "{text}");
     }
+}
+
+/// Relative paths are those of who mounts it, also for a server in the background, and long after that.
+#[test]
+fn a_mount_by_tls_goes_on_after_another_certificate() {
+    const NAME: &str = "a_mount_by_tls_goes_on_after_another_certificate";
+    let Some(python) = python(NAME) else { return };
+    if no_fuse(NAME) {
+        return;
+    }
+    let place = Place::empty();
+    let (dir, database, socket) = (place.root(), place.path("Data.fs"), place.path("zeo.sock"));
+    let Some(manifest) = sample(NAME, &database) else { return };
+    let authority = Authority::new(dir, "authority");
+    authority.sign(dir, "client.pem", "client");
+    let identity = authority.sign(dir, "server.pem", "localhost");
+    let start = || ZeoServer::start_tls(&python, &database, &socket, ("msgpack", &identity, &authority.file));
+    let server = start();
+    let url = format!("zeo://{}?ca=authority.pem&cert=client.pem&wait_timeout=30", socket.display());
+    // It keeps nothing: what is read later is asked for again.
+    let live = place.mount_store(&url, "m", &["--cache", "0"]);
+    assert_eq!(fs::read_link(format!("/proc/{}/cwd", live.pid())).unwrap(), Path::new("/"));
+    let head = *manifest.tids.last().unwrap();
+    assert_eq!(live.at(), head.to_string());
+    let compare = |at: Tid| {
+        let mut checked = 0;
+        for (name, (oid, _)) in &manifest.files {
+            let path = live.rev(&at.to_string(), &FileId::from(*oid).to_string());
+            checked += fs::read(path).map_or(0, |bytes| check(&manifest, name, at, &bytes));
+        }
+        assert!(checked > 0, "@{at}");
+    };
+    compare(head);
+    server.kill();
+    wait_until("it is told", || place.ok(&["status", "m"]).contains("does not answer"));
+    authority.sign(dir, "server.pem", "localhost");
+    authority.sign(dir, "client.pem", "client");
+    let _server = start();
+    wait_until("the server is found again", || !place.ok(&["status", "m"]).contains("does not answer"));
+    compare(manifest.tids[manifest.tids.len() / 2]);
+    place.ok(&["umount", "m"]);
+    place.expect_nothing_left();
 }
 
 #[test]

@@ -342,7 +342,8 @@ fn is_remote(root: &Path) -> bool {
 }
 
 fn cache_home() -> std::io::Result<PathBuf> {
-    let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    // A relative one is to be ignored, says the specification of XDG_CACHE_HOME: it would mean another folder elsewhere.
+    let from = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     match from("XDG_CACHE_HOME").or_else(|| from("HOME").map(|home| home.join(".cache"))) {
         Some(folder) => Ok(folder),
         // Nobody's home: a folder of this user alone.
