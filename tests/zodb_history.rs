@@ -27,6 +27,9 @@ use revfs::store::zodb::{Database, DatabaseOptions};
 use revfs::store::{BlockData, Load, ReadTxn, Store};
 use revfs_protocol::{BlockCount, BlockIndex, FileId, Tid};
 
+use zodb_writer::records::{self, Kind};
+use zodb_writer::{Write, Writer};
+
 use oracle::{Changes, block_rev, changes_block, changes_of, told};
 use world::{KEYS, World};
 
@@ -59,6 +62,33 @@ fn folder() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
     made.unwrap()
+}
+
+/// What is known of objects is known of those of one database.
+#[test]
+fn a_file_in_a_database_that_took_the_place_of_another_is_told() {
+    const OID: u64 = 5;
+    let dir = folder();
+    let [path, other] = ["Data.fs", "other.fs"].map(|name| dir.path().join(name));
+    let root = || (0, Write::Data(records::root(&[])));
+    let mut writer = Writer::create(&path).unwrap();
+    let blk = |text: &[u8]| (OID, Write::Data(records::blk0(text)));
+    writer.commit(1 << 20, &[root()]).unwrap();
+    writer.commit(2 << 20, &[blk(b"a")]).unwrap();
+    let store = open(&path);
+    let told = |lo: u64| -> Vec<(FileId, bool)> {
+        let commits =
+            store.commits_of(Tid::from_raw(lo), store.head(), usize::MAX, &BTreeSet::new()).unwrap();
+        commits.iter().flat_map(|commit| &commit.files).map(|change| (change.file, change.created)).collect()
+    };
+    assert_eq!(told(1 << 20), []);
+    let mut writer = Writer::create(&other).unwrap();
+    writer.commit(3 << 20, &[root()]).unwrap();
+    let file = (OID, Write::Data(records::big_file(4096, 6)));
+    writer.commit(4 << 20, &[file, (6, Write::Data(records::empty_tree(Kind::Long)))]).unwrap();
+    std::fs::rename(&other, &path).unwrap();
+    assert_eq!(refresh(&store), Tid::from_raw(4 << 20));
+    assert_eq!(told(3 << 20), [(FileId::from_raw(OID), true)]);
 }
 
 #[test]

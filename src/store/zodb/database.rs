@@ -245,6 +245,8 @@ impl Database {
         if let Refreshed::Anew { .. } = self.storage().refresh()? {
             let mut known = lock(&self.files);
             *known = Known { round: known.round + 1, ..Known::default() };
+            // It may be another database.
+            self.nodes.forget_no_files();
         }
         let last = self.storage().last_tid().raw();
         let before = self.head.fetch_max(last, Ordering::SeqCst);

@@ -141,6 +141,11 @@ impl Nodes {
         self.no_files.insert(oid, ());
     }
 
+    /// Forgets what [`Nodes::note_no_file`] noted.
+    pub fn forget_no_files(&self) {
+        self.no_files.clear();
+    }
+
     /// The class of an object; None if it does not exist.
     ///
     /// # Errors
