@@ -86,7 +86,7 @@ pub(super) fn import(args: &ImportArgs) -> Result<ExitCode, CliError> {
     let source = std::sync::Arc::clone(&database) as std::sync::Arc<dyn Store>;
     let oldest = database.oldest().map_err(ReadError::from)?;
     let what = Import { source: &source, oldest, target: &target, chosen: &chosen, verify_all: args.verify };
-    let bar = Bar::bytes("importing");
+    let bar = Bar::bytes_without_end("importing");
     let progress = |passed: u64| bar.show(passed, None);
     let done = runtime()?.block_on(ops::import::import(&what, &progress));
     bar.clear();

@@ -16,6 +16,11 @@ impl Bar {
         Bar::new(what, "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}")
     }
 
+    /// Counts bytes, of which nobody knows how many there will be.
+    pub(super) fn bytes_without_end(what: &'static str) -> Bar {
+        Bar::new(what, "{msg} {spinner} {binary_bytes} {binary_bytes_per_sec} {elapsed}")
+    }
+
     /// Counts things.
     pub(super) fn things(what: &'static str) -> Bar {
         Bar::new(what, "{msg} {wide_bar} {pos}/{len} {eta}")
