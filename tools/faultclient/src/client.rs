@@ -4,7 +4,7 @@
 //! steer while the main thread waits.
 
 use std::fs::File;
-use std::io::{BufRead, Error, Result, Write, stdin};
+use std::io::{BufRead, Error, ErrorKind, Result, Write, stdin};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -107,8 +107,14 @@ impl Client {
             match message.map_err(|error| Error::other(error.to_string()))? {
                 ServerMessage::Pin { blocks, to, .. } => {
                     let blocks = blocks.blocks().map(|block| block.raw()).collect::<Vec<_>>();
-                    if !self.pinned(frame.stream, &blocks, to)? {
-                        return Ok(());
+                    match self.pinned(frame.stream, &blocks, to) {
+                        Ok(true) => {}
+                        Ok(false) => return Ok(()),
+                        // The server has ended the link meanwhile: what it said last is still there to be read.
+                        Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+                            tell(&format!("refused {error}"))
+                        }
+                        Err(error) => return Err(error),
                     }
                 }
                 ServerMessage::Ok(_) if !self.watched()? => return Ok(()),
