@@ -78,7 +78,12 @@ fn the_samples_of_all_pickle_protocols_are_read() {
         let txn = ReadTxn::head(&store);
         let meta = txn.file(FileId::from_raw(1)).unwrap().unwrap();
         let pool = BufferPool::new(1, 1);
-        for (offset, len) in [(3 * BLOCK + 4095, 2), (3 * BLOCK - 1, 3), (4 * BLOCK - 4097, 9000)] {
+        let middle = (3 * BLOCK + numbers(32_768).len() - 5, BLOCK / 2);
+        let parts =
+            [(3 * BLOCK, BLOCK), (3 * BLOCK + 4095, 2), (3 * BLOCK - 1, 3), (4 * BLOCK - 4097, 9000), middle];
+        for (offset, len) in parts {
+            // What was there before must not shine through where the block has nothing.
+            pool.take(len).fill(0xff);
             let part = pollster::block_on(view::read(&txn, &meta, offset as u64, len, &pool).wait()).unwrap();
             assert!(part[..] == expected[offset..(offset + len).min(expected.len())], "{name} {offset}");
         }

@@ -123,7 +123,6 @@ impl Nodes {
             }
             Ok(())
         })?;
-        into.fill(0);
         let (from, to) = (skip, skip + into.len());
         // The last one before may reach into what is asked for.
         let first = chunks.partition_point(|(offset, _)| *offset <= from).saturating_sub(1);
@@ -131,6 +130,8 @@ impl Nodes {
         let wanted = chunks.get(first..behind).unwrap_or_default();
         let mut reader = PlainBytes::default();
         let oids: Vec<Oid> = wanted.iter().map(|(_, chunk)| *chunk).collect();
+        // What each of them filled.
+        let mut filled = vec![from..from; wanted.len()];
         let mut failed = None;
         self.storage().load_each(&oids, at, &mut |number, loaded| {
             let Some((offset, chunk)) = wanted.get(number).copied() else { return };
@@ -144,6 +145,7 @@ impl Nodes {
                     if start < stop {
                         into[start - from..stop - from]
                             .copy_from_slice(&bytes[start - offset..stop - offset]);
+                        filled[number] = start..stop;
                     }
                     Ok(())
                 }),
@@ -151,6 +153,13 @@ impl Nodes {
             };
             failed = failed.take().or(copied.err());
         })?;
+        // Only what lies between them: to clear all first was measured to take a quarter of the time of the copying.
+        let mut done = from;
+        for part in filled.iter().filter(|part| !part.is_empty()) {
+            into[done - from..part.start - from].fill(0);
+            done = part.end;
+        }
+        into[done - from..].fill(0);
         failed.map_or(Ok(()), Err)
     }
 }
