@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -120,13 +120,61 @@ impl KernelCache for FuseCache {
     }
 
     fn has_requests(&self) -> bool {
-        let mut device = [PollFd::new(&self.device, PollFlags::IN)];
-        // One that cannot be asked, as the mount has ended, has none.
-        poll(&mut device, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
-            && device[0].revents().contains(PollFlags::IN)
+        requests_wait(self.device.as_fd())
     }
 
     fn invalidate_root(&self) {
         self.tell(|| self.notifier.inval_inode(INodeNo(ROOT_INO), ATTRIBUTES_ONLY, 0));
+    }
+}
+
+/// Whether requests lie in this end of a connection that nobody took.
+fn requests_wait(device: BorrowedFd<'_>) -> bool {
+    let mut device = [PollFd::new(&device, PollFlags::IN)];
+    // One that cannot be asked, as the mount has ended, has none.
+    poll(&mut device, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+        && device[0].revents().contains(PollFlags::IN)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::path::Path;
+
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+    use super::*;
+
+    /// Takes a mount that nobody serves down, whatever becomes of the test.
+    struct Unmounted<'p>(&'p Path);
+
+    impl Drop for Unmounted<'_> {
+        fn drop(&mut self) {
+            let _ = unmount(self.0, UnmountFlags::DETACH);
+        }
+    }
+
+    #[test]
+    fn requests_wait_from_when_the_kernel_sends_one_until_it_is_taken() {
+        let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
+        let Some(device) = device.ok().filter(|_| rustix::process::geteuid().is_root()) else {
+            eprintln!("SKIPPED requests_wait_from_when_the_kernel_sends_one: it needs root and /dev/fuse");
+            return;
+        };
+        assert!(!requests_wait(device.as_fd()), "it belongs to no mount");
+        let dir = tempfile::tempdir().unwrap();
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0\0", device.as_raw_fd());
+        let options = std::ffi::CStr::from_bytes_with_nul(options.as_bytes()).unwrap();
+        mount("revfs-test", dir.path(), "fuse", MountFlags::NOSUID | MountFlags::NODEV, Some(options))
+            .unwrap();
+        let mounted = Unmounted(dir.path());
+        // The first request of each mount, sent by the mount itself.
+        assert!(requests_wait(device.as_fd()));
+        assert!(requests_wait(device.as_fd()), "to look takes nothing away");
+        let mut request = vec![0; 1 << 20];
+        assert!(rustix::io::read(&device, &mut request).unwrap() > 0);
+        assert!(!requests_wait(device.as_fd()));
+        drop(mounted);
+        assert!(!requests_wait(device.as_fd()), "the mount has ended");
     }
 }
