@@ -5,16 +5,20 @@
 //! group `reads` do.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use revfs::delta::{ChangeIndex, Tail, TailOptions};
 use revfs::protocol::{BlockIndex, FileId, Tid};
 use revfs::store::native::{CommitError, NativeStore};
 use revfs::store::zodb::{Database, DatabaseOptions};
-use revfs::store::{CommitInfo, Load, ReadTxn, Store};
+use revfs::store::{BufferPool, CommitInfo, Load, ReadTxn, Store};
+use rustix::fs::OFlags;
 use zodb_writer::big::{self, Blocks, Made, Shape};
 use zodb_writer::records::{self, Class, Kind, Ref};
 use zodb_writer::{Write, Writer};
@@ -34,6 +38,8 @@ const BYTES: u64 = 1 << 30;
 /// Of these so much is read in chunks.
 const CHUNKS_BYTES: u64 = 256 << 20;
 const CHUNK: u64 = 4096;
+/// Threads that read past the cache, as many as serve a mount on two processors.
+const DIRECT_THREADS: usize = 4;
 /// Blocks of the large tree.
 const TREE_BLOCKS: u64 = 1_000_000;
 /// Blocks that a commit changes: half of them are written anew, for the others another object takes the place.
@@ -64,6 +70,13 @@ const CHUNKS: RowSpec = RowSpec {
     against: "ZODB in Python reading the same blocks",
     target: Target::AtLeast(10.0),
     ..COLD
+};
+const CHUNKS_DISK: RowSpec = RowSpec {
+    key: "zodb-chunks-disk",
+    what: "the same",
+    against: "the part of the .fs file that has these blocks, read past the cache, 2 MiB at once by four threads",
+    target: Target::None,
+    ..CHUNKS
 };
 const OPEN: RowSpec = RowSpec {
     key: "zodb-open",
@@ -105,7 +118,7 @@ const POINT: RowSpec = RowSpec {
 };
 
 /// The rows of this group.
-pub const ROWS: [RowSpec; 7] = [COLD, CHUNKS, OPEN, OPEN_SCAN, HISTORY, MEMORY, POINT];
+pub const ROWS: [RowSpec; 8] = [COLD, CHUNKS, CHUNKS_DISK, OPEN, OPEN_SCAN, HISTORY, MEMORY, POINT];
 
 /// A database that may grow.
 struct Base {
@@ -184,11 +197,12 @@ pub fn run(bench: &mut Bench, folder: &Folder) -> Result<()> {
         let revfs = bench.revfs;
         bench.row(&COLD, |row| cold(row, &base, &folder.join("mnt"), revfs));
     }
-    if [CHUNKS, OPEN, OPEN_SCAN].iter().any(|spec| bench.wants(spec)) {
+    if [CHUNKS, CHUNKS_DISK, OPEN, OPEN_SCAN].iter().any(|spec| bench.wants(spec)) {
         let base = Base::make(folder.join("chunks.fs"), shape(Blocks::Chunks(CHUNK)))?;
         let read = bench.blocks(CHUNKS_BYTES).min(base.shape.blocks);
         let revfs = bench.revfs;
         bench.row(&CHUNKS, |row| chunks(row, &base, read, &folder.join("mnt"), revfs));
+        bench.row(&CHUNKS_DISK, |row| chunks_disk(row, &base, read, &folder.join("mnt"), revfs));
         bench.row(&OPEN, |row| opening(row, &base.path));
         if bench.wants(&OPEN_SCAN) {
             let mut index = base.path.as_os_str().to_owned();
@@ -238,20 +252,68 @@ fn chunks(row: &Row, base: &Base, blocks: u64, point: &Path, revfs: &Revfs) -> R
     let bytes = blocks * BLOCK;
     let mut same = SameSum::default();
     row.interleave(|side, _| {
-        let seconds = if side == Side::Baseline {
+        let (seconds, sum) = if side == Side::Baseline {
             system::drop_caches(bytes)?;
-            let (seconds, sum) = read_in_python(&base.path, blocks)?;
-            same.check(sum)?;
-            seconds
+            read_in_python(&base.path, blocks)?
         } else {
-            let (mounted, _) = revfs.mount(&base.path, point, &[])?;
-            system::drop_caches(bytes)?;
-            let (took, sum) = read_through(&mounted.join(&Base::in_mount()), bytes, BLOCK as usize)?;
-            same.check(sum)?;
-            took.as_secs_f64()
+            read_mounted(base, blocks, point, revfs)?
         };
+        same.check(sum)?;
         Ok(bytes as f64 / seconds / 1e9)
     })
+}
+
+/// How much of what the disk gives comes through: it is the machine, not revfs, that bounds the row before on a slow one.
+fn chunks_disk(row: &Row, base: &Base, blocks: u64, point: &Path, revfs: &Revfs) -> Result<Vec<Pair>> {
+    system::check_root()?;
+    let size = std::fs::metadata(&base.path).named(base.path.display())?.len();
+    // All blocks take the same, in their order.
+    let stored = (size * blocks / base.shape.blocks).next_multiple_of(BLOCK).min(size / BLOCK * BLOCK);
+    row.interleave(|side, _| {
+        if side == Side::Baseline {
+            system::drop_caches(stored)?;
+            return Ok(stored as f64 / read_direct(&base.path, stored)?.as_secs_f64() / 1e9);
+        }
+        let (seconds, _) = read_mounted(base, blocks, point, revfs)?;
+        Ok((blocks * BLOCK) as f64 / seconds / 1e9)
+    })
+}
+
+/// Seconds and sum of the first blocks, read cold through a mount.
+fn read_mounted(base: &Base, blocks: u64, point: &Path, revfs: &Revfs) -> Result<(f64, u64)> {
+    let bytes = blocks * BLOCK;
+    let (mounted, _) = revfs.mount(&base.path, point, &[])?;
+    system::drop_caches(bytes)?;
+    let (took, sum) = read_through(&mounted.join(&Base::in_mount()), bytes, BLOCK as usize)?;
+    Ok((took.as_secs_f64(), sum))
+}
+
+/// How long the first `bytes` of a file take that are read past the page cache by several threads, a block at once.
+fn read_direct(path: &Path, bytes: u64) -> Result<Duration> {
+    let flags = OFlags::DIRECT.bits() as i32;
+    let file = File::options().read(true).custom_flags(flags).open(path).named(path.display())?;
+    let (pool, next) = (BufferPool::new(DIRECT_THREADS, BLOCK as usize), AtomicU64::new(0));
+    let read = || -> std::io::Result<()> {
+        let mut buffer = pool.take(BLOCK as usize);
+        loop {
+            let at = next.fetch_add(BLOCK, Ordering::Relaxed);
+            if at >= bytes {
+                return Ok(());
+            }
+            file.read_exact_at(&mut buffer, at)?;
+        }
+    };
+    let (took, done) = timed(|| {
+        std::thread::scope(|scope| {
+            let readers: Vec<_> = (0..DIRECT_THREADS).map(|_| scope.spawn(read)).collect();
+            readers.into_iter().map(|reader| reader.join()).collect::<Vec<_>>()
+        })
+    });
+    for result in done {
+        let result = result.map_err(|_| BenchError::Wrong("a thread panicked".to_owned()))?;
+        result.named(path.display())?;
+    }
+    Ok(took)
 }
 
 /// Seconds and sum of the first blocks, as ZODB in Python reads them.
