@@ -232,7 +232,8 @@ fn faults_of(
         seen.check(block, word.of_store("a mapping")?)?;
         let later = sources()?;
         // Else it was in the cache, or pinned before, as by the fault of a neighbour after somebody dropped all caches of
-        // the machine, what lies between the blocks too. Or the server has not come to count its READ: it answers first.
+        // the machine, what lies between the blocks too. Or what the kernel read ahead in the
+        // half before came to a busy server only after the commit.
         if earlier.1 == later.1 || (earlier.0 != later.0) != (side == Side::Ours) {
             disturbed = Some(format!(
                 "the fault on block {block}: {} READs, mapped from inode {} before and {} after",
