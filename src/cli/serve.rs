@@ -260,7 +260,7 @@ fn start(plan: &MountPlan, in_background: bool) -> Result<Serving, CliError> {
         peer: plan.peer.as_ref().map(peer_manners),
     };
     let server = Server::new(store.as_store(), options);
-    let mounted = fs::mount(&server, &mount_point.path, &mount_options(plan, &users, &clock))
+    let mounted = fs::mount(&server, &mount_point.path, &mount_options(plan, &store, &users, &clock))
         .map_err(ServeError::from)?;
     let (major, minor) = mounted.device();
     let dev = MountDev { major, minor };
@@ -353,7 +353,12 @@ fn peer_manners(plan: &PeerPlan) -> PeerManners {
     PeerManners { on_epoch: plan.epoch_is_fatal.then(|| Arc::new(end) as OnEpoch) }
 }
 
-fn mount_options(plan: &MountPlan, users: &Arc<Users>, clock: &Arc<dyn Clock>) -> MountOptions {
+fn mount_options(
+    plan: &MountPlan,
+    store: &Opened,
+    users: &Arc<Users>,
+    clock: &Arc<dyn Clock>,
+) -> MountOptions {
     let peer = plan.peer.as_ref().map(|peer| PeerFace {
         zurl: peer.zurl.clone(),
         pin_timeout: plan.pin_timeout,
@@ -365,7 +370,7 @@ fn mount_options(plan: &MountPlan, users: &Arc<Users>, clock: &Arc<dyn Clock>) -
         noexec: plan.noexec,
         uid: Some(plan.uid),
         gid: Some(plan.gid),
-        threads: plan.threads,
+        threads: plan.threads.unwrap_or_else(|| fs::threads_default(matches!(store, Opened::Zodb(_)))),
         max_read_bytes: plan.max_read_bytes,
         face: Face { log: Arc::new(logger::recent), peer, ..Face::default() },
         clock: Arc::clone(clock),

@@ -104,7 +104,7 @@ fn plan(args: &[OsString]) -> Result<Option<MountPlan>, FlagError> {
         log,
         uid: rustix::process::getuid().as_raw(),
         gid: rustix::process::getgid().as_raw(),
-        threads: crate::fs::threads_default(),
+        threads: None,
         // As the kernel does by itself: clients count on it that no block is read for which nobody asked.
         read_ahead_bytes: 0,
         max_read_bytes: None,

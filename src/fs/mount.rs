@@ -25,9 +25,12 @@ use crate::server::{KernelCache, Server};
 /// more than the processors can run make READs overtake each other, and a sequential reader waits for the first.
 const THREADS_BOUNDS: (usize, usize) = (4, 16);
 
-/// Threads that serve the kernel unless told otherwise: two a processor, 4 to 16.
-pub fn threads_default() -> usize {
-    (env::processors() * 2).clamp(THREADS_BOUNDS.0, THREADS_BOUNDS.1)
+/// Threads that serve the kernel unless told otherwise: two a processor, 4 to 16. `stepwise`: each READ may wait for the disk
+/// several times, one after the other, as for the objects that lead to a block of a database. Then it is twice as many, of
+/// which some wait: measured on two processors, blocks in chunks come a fifth faster, and others no slower.
+pub fn threads_default(stepwise: bool) -> usize {
+    let threads = (env::processors() * 2).clamp(THREADS_BOUNDS.0, THREADS_BOUNDS.1);
+    if stepwise { (threads * 2).min(THREADS_BOUNDS.1) } else { threads }
 }
 
 /// Space of the disk that a store is on, for `df`.
@@ -86,7 +89,7 @@ impl Default for MountOptions {
             noexec: false,
             uid: None,
             gid: None,
-            threads: threads_default(),
+            threads: threads_default(false),
             max_read_bytes: None,
             face: Face::default(),
             clock: env::SystemClock::shared(),
