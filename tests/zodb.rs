@@ -90,6 +90,13 @@ fn the_samples_of_all_pickle_protocols_are_read() {
     }
 }
 
+/// Threads of a server that take requests from the kernel.
+fn serving_threads(pid: u32) -> usize {
+    let names = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let names = names.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+    names.filter(|name| name.starts_with("fuser-")).count()
+}
+
 #[test]
 fn a_mount_serves_a_database_while_it_grows() {
     if no_fuse("a_mount_serves_a_database_while_it_grows") {
@@ -106,6 +113,11 @@ fn a_mount_serves_a_database_while_it_grows() {
         fs::write(&database, &whole[..end]).unwrap();
         let live = place.mount_store("Data.fs", "m", &[]);
         assert_eq!(live.at(), half.last().unwrap().to_string());
+        assert_eq!(
+            serving_threads(live.pid()),
+            revfs::fs::threads_default(true),
+            "more than of a native store"
+        );
         let listed: BTreeSet<String> = fs::read_dir(live.path("head/bigfile"))
             .unwrap()
             .map(|e| e.unwrap().file_name().into_string().unwrap())

@@ -300,6 +300,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn where_reads_wait_stepwise_there_are_twice_as_many_threads_within_the_bounds() {
+        let (plain, stepwise) = (threads_default(false), threads_default(true));
+        assert!((THREADS_BOUNDS.0..=THREADS_BOUNDS.1).contains(&plain));
+        assert_eq!(stepwise, (2 * plain).min(THREADS_BOUNDS.1));
+    }
+
+    #[test]
     fn a_comma_in_the_url_is_no_new_option() {
         assert_eq!(source_name("/a,b\\c", true), "/a,b\\c");
         assert_eq!(source_name("/a,b\\c", false), "/a\\,b\\\\c");

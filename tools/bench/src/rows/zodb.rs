@@ -38,7 +38,7 @@ const BYTES: u64 = 1 << 30;
 /// Of these so much is read in chunks.
 const CHUNKS_BYTES: u64 = 256 << 20;
 const CHUNK: u64 = 4096;
-/// Threads that read past the cache, as many as serve a mount on two processors.
+/// Threads that read past the cache, as many as serve a native store on two processors.
 const DIRECT_THREADS: usize = 4;
 /// Blocks of the large tree.
 const TREE_BLOCKS: u64 = 1_000_000;
