@@ -7,11 +7,13 @@
 //! it starts again with that (`Behind`). Memory is bounded by [`TailOptions::entries_max`]; what is forgotten is
 //! freed chunk by chunk, and the tables are made anew when too much of them is garbage.
 
+mod chunks;
 mod index;
 mod pieces;
 mod slices;
 #[cfg(test)]
 mod tests;
+mod tids;
 mod window;
 mod writer;
 
@@ -23,10 +25,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use revfs_protocol::{BlockIndex, FileId, Tid};
 
-use self::index::Index;
+use self::chunks::Behind;
+use self::index::{Index, Newest};
 use self::pieces::{blocks_of, key_of};
 use self::slices::Gathering;
-use self::window::{Behind, Window};
+use self::window::{Blocks, Events, Window};
 use self::writer::Writer;
 use super::{BlockRev, ChangeIndex, DeltaError, FileSlice};
 use crate::store::{CommitInfo, ReadTxn};
@@ -70,8 +73,8 @@ pub struct TailStats {
 struct State {
     tail: Tid,
     head: Tid,
-    blocks: Window<4>,
-    events: Window<8>,
+    blocks: Blocks,
+    events: Events,
     index: Arc<Index>,
 }
 
@@ -196,14 +199,18 @@ impl State {
         self.blocks.len() + self.events.len()
     }
 
+    #[inline]
     fn check(&self, txn: &ReadTxn, at: Tid) -> Result<(), DeltaError> {
+        let answers = at >= self.tail && at <= self.head && at <= txn.at();
+        if answers { Ok(()) } else { Err(self.refusal(txn, at)) }
+    }
+
+    #[cold]
+    fn refusal(&self, txn: &ReadTxn, at: Tid) -> DeltaError {
         if at < self.tail || at > self.head {
-            return Err(DeltaError::OutsideWindow { at, tail: self.tail, head: self.head });
+            return DeltaError::OutsideWindow { at, tail: self.tail, head: self.head };
         }
-        if txn.at() < at {
-            return Err(DeltaError::TxnTooOld { txn: txn.at(), at });
-        }
-        Ok(())
+        DeltaError::TxnTooOld { txn: txn.at(), at }
     }
 
     fn check_bounds(&self, txn: &ReadTxn, lo: Tid, hi: Tid) -> Result<(), DeltaError> {
@@ -223,10 +230,8 @@ impl State {
             let level = levels.trailing_zeros();
             levels &= levels - 1;
             let Some(key) = key_of(block, level) else { break };
-            if let Some(number) = self.index.newest(&self.blocks, ordinal, key)?
-                && let Some(entry) = self.blocks.newest_at(number, at)?
-            {
-                newest = newest.max(Some(entry.tid()));
+            if let Some(last) = self.index.newest(&self.blocks, ordinal, key) {
+                newest = newest.max(self.version_at(last, at)?);
             }
         }
         if let Some(number) = record.newest_event() {
@@ -235,31 +240,56 @@ impl State {
         Ok(newest)
     }
 
+    /// The last change of a piece at or before `at`. Of the newest, all is known without its entry.
+    #[inline]
+    fn version_at(&self, newest: Newest, at: Tid) -> Result<Option<Tid>, Behind> {
+        let tid = self.blocks.tid(newest.number)?;
+        if tid <= at {
+            return Ok(Some(tid));
+        }
+        if newest.has_prev { self.older_version_at(newest.number, at) } else { Ok(None) }
+    }
+
+    // Apart, and never inlined: what is done for each question must be short, so that a processor that waits for the
+    // memory of one begins with the next.
+    #[cold]
+    #[inline(never)]
+    fn older_version_at(&self, newest: u32, at: Tid) -> Result<Option<Tid>, Behind> {
+        self.blocks.newest_at(newest, at)?.map(|number| self.blocks.tid(number)).transpose()
+    }
+
     fn slice(&self, file: FileId, lo: Tid, hi: Tid) -> Result<FileSlice, Behind> {
         let mut gathering = Gathering::of(file);
         let Some((_, record)) = self.index.file(file) else { return Ok(gathering.finish()) };
-        let mut number = record.newest_block();
-        while let Some(here) = number
-            && let Some(entry) = self.blocks.get(here)?
-            && entry.tid() > lo
+        let mut block = record.newest_block();
+        while let Some(number) = block
+            && let Some(entry) = self.blocks.get(number)?
         {
-            if entry.tid() <= hi {
+            let tid = self.blocks.tid(number)?;
+            if tid <= lo {
+                break;
+            }
+            if tid <= hi {
                 gathering.add_blocks(blocks_of(entry.key()));
             }
-            number = Some(entry.file_prev());
+            block = Some(entry.file_prev());
         }
         let mut events = Vec::new();
         let mut event = match record.newest_event() {
             Some(newest) => self.events.newest_at(newest, hi)?,
             None => None,
         };
-        while let Some(entry) = event
-            && entry.tid() > lo
+        while let Some(number) = event
+            && let Some(entry) = self.events.get(number)?
         {
-            events.push(entry);
-            event = self.events.get(entry.prev())?;
+            let tid = self.events.tid(number)?;
+            if tid <= lo {
+                break;
+            }
+            events.push((tid, entry));
+            event = Some(entry.prev());
         }
-        events.into_iter().rev().for_each(|event| gathering.add_event(event));
+        events.into_iter().rev().for_each(|(tid, event)| gathering.add_event(tid, event));
         Ok(gathering.finish())
     }
 
@@ -276,8 +306,8 @@ impl State {
         }
         for number in self.events.between(lo, hi)? {
             if let Some(event) = self.events.get(number)? {
-                let ordinal = event.ordinal();
-                files.entry(ordinal).or_insert_with(|| new(ordinal)).add_event(event);
+                let (ordinal, tid) = (event.ordinal(), self.events.tid(number)?);
+                files.entry(ordinal).or_insert_with(|| new(ordinal)).add_event(tid, event);
             }
         }
         let mut slices: Vec<FileSlice> = files.into_values().map(Gathering::finish).collect();

@@ -1,14 +1,15 @@
 //! Where the newest change of each piece of each file is: two open-addressing tables of atomics.
 //!
-//! The writer adds and replaces while readers read. A slot is never emptied: a slot whose entry is forgotten is
-//! garbage until the writer makes a new index of what is left. A reader with an older state may find entries
-//! that are newer than it; it goes back from them.
+//! The writer adds and replaces while readers read. A slot is never emptied, and is of one piece for good: one whose entry
+//! is forgotten is garbage until the piece changes again, or the writer makes a new index of what is left. A reader with
+//! an older state may find entries that are newer than it; it goes back from them.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use revfs_protocol::FileId;
 
-use super::window::{Behind, Window};
+use super::chunks::Behind;
+use super::window::{Blocks, Events};
 
 /// An index is made anew when so many entries were forgotten, before their numbers come round again.
 pub const AGE_MAX: u32 = if cfg!(test) { 1 << 8 } else { 1 << 30 };
@@ -26,26 +27,84 @@ const fn keys_max(slots: usize) -> usize {
     slots / 5 * 4
 }
 
+/// A change of a piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Newest {
+    /// Number of its entry.
+    pub number: u32,
+    /// Whether there was one before it in the window when it was made.
+    pub has_prev: bool,
+}
+
+/// The newest change of one piece: all that tells whose it is, so that nobody has to look at the entry for that.
+#[derive(Debug, Default)]
+#[repr(align(16))] // never in two cache lines
+struct Slot {
+    // Written before `newest` is, and never again.
+    key: AtomicU64,
+    // 0: empty; else the ordinal of the file plus 1, a bit for `has_prev`, and the number of the entry.
+    newest: AtomicU64,
+}
+
+const NUMBER_BITS: u32 = 32;
+const HAS_PREV: u64 = 1 << NUMBER_BITS;
+const OWNER_SHIFT: u32 = NUMBER_BITS + 1;
+
+fn owner(ordinal: u32) -> u64 {
+    (u64::from(ordinal) + 1) << OWNER_SHIFT
+}
+
+/// What a slot of a piece says, or that it is not of that piece.
+enum Seen {
+    Empty,
+    Other,
+    Of(Newest),
+}
+
+impl Slot {
+    #[inline]
+    fn seen(&self, ordinal: u32, key: u64) -> Seen {
+        let newest = self.newest.load(Ordering::Acquire);
+        if newest == 0 {
+            return Seen::Empty;
+        }
+        if newest >> OWNER_SHIFT != owner(ordinal) >> OWNER_SHIFT || self.key.load(Ordering::Relaxed) != key {
+            return Seen::Other;
+        }
+        Seen::Of(Newest { number: (newest & LOW) as u32, has_prev: newest & HAS_PREV != 0 })
+    }
+
+    fn set(&self, ordinal: u32, key: u64, newest: Newest) {
+        self.key.store(key, Ordering::Relaxed);
+        let has_prev = if newest.has_prev { HAS_PREV } else { 0 };
+        self.newest.store(owner(ordinal) | has_prev | u64::from(newest.number), Ordering::Release);
+    }
+
+    /// Its ordinal, key and entry, for the writer.
+    fn content(&self) -> Option<(u32, u64, Newest)> {
+        let newest = self.newest.load(Ordering::Relaxed);
+        let ordinal = (newest >> OWNER_SHIFT).checked_sub(1)? as u32;
+        let key = self.key.load(Ordering::Relaxed);
+        Some((ordinal, key, Newest { number: (newest & LOW) as u32, has_prev: newest & HAS_PREV != 0 }))
+    }
+}
+
 /// The newest change of each piece.
 #[derive(Debug)]
 struct Table {
-    // 0: empty; else a tag, which is odd, above the number of an entry.
-    slots: Box<[AtomicU64]>,
+    slots: Box<[Slot]>,
 }
 
 impl Table {
     fn new(slots: usize) -> Table {
-        Table { slots: (0..slots).map(|_| AtomicU64::new(0)).collect() }
+        Table { slots: (0..slots).map(|_| Slot::default()).collect() }
     }
 
-    fn start(&self, tag: u32) -> usize {
-        ((u64::from(tag) * self.slots.len() as u64) >> 32) as usize
-    }
-
-    /// The slots from where `tag` belongs on, all around.
+    /// The slots from where a hash belongs on, all around.
     #[inline]
-    fn from(&self, tag: u32) -> impl Iterator<Item = &AtomicU64> {
-        let (before, after) = self.slots.split_at(self.start(tag));
+    fn from(&self, hash: u64) -> impl Iterator<Item = &Slot> {
+        let start = (((hash >> 32) * self.slots.len() as u64) >> 32) as usize;
+        let (before, after) = self.slots.split_at(start);
         after.iter().chain(before)
     }
 }
@@ -98,7 +157,7 @@ impl FileRecord {
         self.events.store(SET | u64::from(number), Ordering::Release);
     }
 
-    fn lives(&self, blocks: &Window<4>, events: &Window<8>) -> bool {
+    fn lives(&self, blocks: &Blocks, events: &Events) -> bool {
         self.newest_block().is_some_and(|number| !blocks.is_old(number))
             || self.newest_event().is_some_and(|number| !events.is_old(number))
     }
@@ -172,7 +231,7 @@ fn mix(value: u64, by: u64) -> u64 {
 
 impl Index {
     /// An index without files, with room for some.
-    pub fn empty(seed: u64, blocks: &Window<4>, events: &Window<8>, room: Room) -> (Index, Used) {
+    pub fn empty(seed: u64, blocks: &Blocks, events: &Events, room: Room) -> (Index, Used) {
         let none = Index {
             seed,
             table: Table::new(0),
@@ -182,10 +241,10 @@ impl Index {
         none.anew(blocks, events, room)
     }
 
-    fn tag(&self, ordinal: u32, key: u64) -> u32 {
+    fn hash(&self, ordinal: u32, key: u64) -> u64 {
         let spread = u64::from(ordinal).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mixed = mix(key ^ spread ^ self.seed, 0xd6e8_feb8_6659_fd93);
-        (mix(mixed, 0xa076_1d64_78bd_642f) >> 32) as u32 | 1
+        mix(mixed, 0xa076_1d64_78bd_642f)
     }
 
     fn file_hash(&self, file: FileId) -> u64 {
@@ -203,43 +262,33 @@ impl Index {
         self.files.records.get(ordinal as usize)
     }
 
-    /// The newest change of a piece, which may be newer than the window.
+    /// The newest change of a piece, which may be newer than the window; none if it is forgotten.
     #[inline]
-    pub fn newest(&self, blocks: &Window<4>, ordinal: u32, key: u64) -> Result<Option<u32>, Behind> {
-        let tag = self.tag(ordinal, key);
-        for slot in self.table.from(tag) {
-            let value = slot.load(Ordering::Acquire);
-            if value == 0 {
-                break;
-            }
-            if value >> 32 == u64::from(tag) {
-                let number = (value & LOW) as u32;
-                if is_of(blocks, number, ordinal, key)? {
-                    return Ok(Some(number));
-                }
+    pub fn newest(&self, blocks: &Blocks, ordinal: u32, key: u64) -> Option<Newest> {
+        for slot in self.table.from(self.hash(ordinal, key)) {
+            match slot.seen(ordinal, key) {
+                Seen::Empty => break,
+                Seen::Other => {}
+                Seen::Of(newest) => return (!blocks.is_old(newest.number)).then_some(newest),
             }
         }
-        Ok(None)
+        None
     }
 
-    /// Makes `number` the newest change of a piece, by the writer, who has seen to it that there is room.
+    /// Notes the newest change of a piece, by the writer, who has seen to it that there is room.
     pub fn set_newest(
         &self,
         used: &mut Used,
-        blocks: &Window<4>,
-        number: u32,
         (ordinal, key): (u32, u64),
+        newest: Newest,
     ) -> Result<(), Behind> {
-        let tag = self.tag(ordinal, key);
-        let value = u64::from(tag) << 32 | u64::from(number);
-        for slot in self.table.from(tag) {
-            let known = slot.load(Ordering::Relaxed);
-            if known == 0 {
-                used.keys += 1;
-            } else if known >> 32 != u64::from(tag) || !is_of(blocks, (known & LOW) as u32, ordinal, key)? {
-                continue;
+        for slot in self.table.from(self.hash(ordinal, key)) {
+            match slot.seen(ordinal, key) {
+                Seen::Empty => used.keys += 1,
+                Seen::Other => continue,
+                Seen::Of(_) => {}
             }
-            slot.store(value, Ordering::Release);
+            slot.set(ordinal, key, newest);
             return Ok(());
         }
         Err(Behind)
@@ -258,7 +307,7 @@ impl Index {
     }
 
     /// Whether there is room, and the garbage is neither too old nor most of it all.
-    pub fn suits(&self, used: &Used, blocks: &Window<4>, events: &Window<8>, room: Room) -> bool {
+    pub fn suits(&self, used: &Used, blocks: &Blocks, events: &Events, room: Room) -> bool {
         let slots = self.table.slots.len();
         let is_young = blocks.base().wrapping_sub(self.born.0) < AGE_MAX
             && events.base().wrapping_sub(self.born.1) < AGE_MAX;
@@ -267,18 +316,17 @@ impl Index {
     }
 
     /// An index of what the windows still have, with room for more.
-    pub fn anew(&self, blocks: &Window<4>, events: &Window<8>, room: Room) -> (Index, Used) {
-        let live = |slot: &&AtomicU64| {
-            let value = slot.load(Ordering::Relaxed);
-            value != 0 && !blocks.is_old((value & LOW) as u32)
+    pub fn anew(&self, blocks: &Blocks, events: &Events, room: Room) -> (Index, Used) {
+        let live = || {
+            let known = self.table.slots.iter().filter_map(Slot::content);
+            known.filter(|(_, _, newest)| !blocks.is_old(newest.number))
         };
-        let keys = self.table.slots.iter().filter(live).count();
+        let keys = live().count();
         let table = Table::new(slots_for(keys + room.keys));
-        for slot in self.table.slots.iter().filter(live) {
-            let value = slot.load(Ordering::Relaxed);
-            let free = table.from((value >> 32) as u32).find(|place| place.load(Ordering::Relaxed) == 0);
-            if let Some(place) = free {
-                place.store(value, Ordering::Relaxed);
+        for (ordinal, key, newest) in live() {
+            let mut places = table.from(self.hash(ordinal, key));
+            if let Some(place) = places.find(|place| place.content().is_none()) {
+                place.set(ordinal, key, newest);
             }
         }
         let (files, free) = self.files_anew(blocks, events, room);
@@ -286,7 +334,7 @@ impl Index {
         (Index { seed: self.seed, table, files, born }, Used { keys, free })
     }
 
-    fn files_anew(&self, blocks: &Window<4>, events: &Window<8>, room: Room) -> (Files, Vec<u32>) {
+    fn files_anew(&self, blocks: &Blocks, events: &Events, room: Room) -> (Files, Vec<u32>) {
         let old = &self.files.records;
         let lives = |ordinal: usize| old.get(ordinal).is_some_and(|record| record.lives(blocks, events));
         let count = (0..old.len()).filter(|ordinal| lives(*ordinal)).count();
@@ -310,17 +358,10 @@ impl Index {
 
     /// Bytes that it takes.
     pub fn bytes(&self) -> usize {
-        self.table.slots.len() * 8
+        self.table.slots.len() * size_of::<Slot>()
             + self.files.slots.len() * 4
             + self.files.records.len() * size_of::<FileRecord>()
     }
-}
-
-/// Whether an entry is a change of this piece; not if it is forgotten.
-#[inline]
-fn is_of(blocks: &Window<4>, number: u32, ordinal: u32, key: u64) -> Result<bool, Behind> {
-    let entry = blocks.get(number)?;
-    Ok(entry.is_some_and(|entry| entry.key() == key && entry.ordinal() == ordinal))
 }
 
 /// What is about to come at most.

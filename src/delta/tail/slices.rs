@@ -1,6 +1,6 @@
 //! Gathering what changed of a file, entry by entry, in any order of blocks and from old to new in events.
 
-use revfs_protocol::{BlockCount, BlockIndex, FileId};
+use revfs_protocol::{BlockCount, BlockIndex, FileId, Tid};
 
 use super::window::{Entry, word};
 use crate::delta::{Epoch, EpochKind, FileSlice, SizeChange};
@@ -60,14 +60,14 @@ impl Gathering {
     }
 
     /// Adds an event, which is newer than those before.
-    pub fn add_event(&mut self, event: &Entry<8>) {
+    pub fn add_event(&mut self, tid: Tid, event: &Entry<7>) {
         let (size, first) = (event.word(word::SIZE), event.word(word::FIRST));
         if first != u64::MAX {
             let rest = self.slice.rest.map_or(first, |rest| rest.raw().min(first));
             self.slice.rest = Some(BlockIndex::new(rest));
         }
         if let Some(kind) = EventKind::epoch_of(event.key()) {
-            self.slice.epochs.push(Epoch { tid: event.tid(), kind });
+            self.slice.epochs.push(Epoch { tid, kind });
         }
         let before = self.slice.size.map_or(event.word(word::OLD_SIZE), |known| known.before);
         let smallest = self.slice.size.map_or(size, |known| known.smallest.min(size));

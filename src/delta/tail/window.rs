@@ -5,51 +5,54 @@
 //! before anything that readers see leads to it, and never again. Chunks are shared by all windows that reach
 //! into them, and freed with the last.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use revfs_protocol::Tid;
 
-/// Entries of a chunk; a power of two. Tests cross from one to the next all the time.
-const CHUNK: u32 = if cfg!(test) { 8 } else { 4096 };
+use super::chunks::{Behind, Chunks};
+use super::tids::Tids;
 
 const LOW: u64 = 0xffff_ffff;
 const RANK_SHIFT: u32 = 54;
 const RANK_MASK: u64 = 0x3f << RANK_SHIFT;
 
-/// One change: 8 bytes of tid, of what it is, of links, of file; more as its kind needs.
+/// One change: what it is, links, file; more as its kind needs. When it was made is kept apart, in [`Tids`].
 ///
 /// `prev` is the change before it of the same thing. `jump` skips a number of them that doubles with the rank
 /// (a skew-binary list), so that the version at any tid is found in logarithmic time.
 #[derive(Debug)]
-#[repr(align(32))] // an entry of 32 bytes never lies in two cache lines
 pub struct Entry<const WORDS: usize>([AtomicU64; WORDS]);
 
 /// Words of an [`Entry`].
 pub mod word {
-    /// Its tid.
-    pub const TID: usize = 0;
     /// What changed, and the rank.
-    pub const KEY: usize = 1;
+    pub const KEY: usize = 0;
     /// `prev` and `jump`.
-    pub const LINKS: usize = 2;
+    pub const LINKS: usize = 1;
     /// Ordinal of the file; for blocks also the change before it of any block of the file.
-    pub const FILE: usize = 3;
+    pub const FILE: usize = 2;
     /// Events: size after, bytes.
-    pub const SIZE: usize = 4;
+    pub const SIZE: usize = 3;
     /// Events: size before, bytes.
-    pub const OLD_SIZE: usize = 5;
+    pub const OLD_SIZE: usize = 4;
     /// Events: all blocks from this one on changed.
-    pub const FIRST: usize = 6;
+    pub const FIRST: usize = 5;
     /// Events: the least `FIRST` of those from this one to its `jump`, excluded.
-    pub const LEAST: usize = 7;
+    pub const LEAST: usize = 6;
+}
+
+/// Changes of blocks.
+pub type Blocks = Window<3>;
+/// Changes of sizes, creations and deletions.
+pub type Events = Window<7>;
+
+impl<const WORDS: usize> Default for Entry<WORDS> {
+    fn default() -> Entry<WORDS> {
+        Entry([const { AtomicU64::new(0) }; WORDS])
+    }
 }
 
 impl<const WORDS: usize> Entry<WORDS> {
-    fn empty() -> Entry<WORDS> {
-        Entry([const { AtomicU64::new(0) }; WORDS])
-    }
-
     /// A word. Whoever leads a reader here has published the entry, so no order is needed.
     pub fn word(&self, word: usize) -> u64 {
         self.0[word].load(Ordering::Relaxed)
@@ -59,11 +62,6 @@ impl<const WORDS: usize> Entry<WORDS> {
         for (place, word) in self.0.iter().zip(words) {
             place.store(word, Ordering::Relaxed);
         }
-    }
-
-    /// When.
-    pub fn tid(&self) -> Tid {
-        Tid::from_raw(self.word(word::TID))
     }
 
     /// What changed, without the rank.
@@ -116,24 +114,19 @@ impl Skip {
     }
 }
 
-/// The index was changed since the reader took its state; a newer one is there already.
-#[derive(Debug)]
-pub struct Behind;
-
 /// Entries `[base, end)`.
 #[derive(Clone, Debug)]
 pub struct Window<const WORDS: usize> {
     base: u32,
     end: u32,
-    // Number of the first entry of the first chunk; a multiple of CHUNK.
-    origin: u32,
-    chunks: Arc<[Arc<[Entry<WORDS>]>]>,
+    entries: Chunks<Entry<WORDS>, 1>,
+    tids: Tids,
 }
 
 impl<const WORDS: usize> Window<WORDS> {
     /// A window without entries; the first to come is number `at`.
     pub fn empty(at: u32) -> Window<WORDS> {
-        Window { base: at, end: at, origin: at & !(CHUNK - 1), chunks: Arc::default() }
+        Window { base: at, end: at, entries: Chunks::empty(at), tids: Tids::empty(at) }
     }
 
     /// Number of the first entry.
@@ -153,8 +146,7 @@ impl<const WORDS: usize> Window<WORDS> {
 
     /// Bytes that its chunks take.
     pub fn bytes(&self) -> usize {
-        let chunk = CHUNK as usize * size_of::<Entry<WORDS>>() + size_of::<Arc<[Entry<WORDS>]>>();
-        self.chunks.len() * chunk
+        self.entries.bytes() + self.tids.bytes()
     }
 
     /// A number that is of no entry of the window, nor of a later one.
@@ -175,9 +167,15 @@ impl<const WORDS: usize> Window<WORDS> {
         if self.is_old(number) {
             return Ok(None);
         }
-        let offset = number.wrapping_sub(self.origin);
-        let chunk = self.chunks.get((offset / CHUNK) as usize).ok_or(Behind)?;
-        chunk.get((offset % CHUNK) as usize).map(Some).ok_or(Behind)
+        self.entries.get(number).map(Some)
+    }
+
+    /// When the entry with this number, which is not forgotten, was made.
+    #[inline]
+    pub fn tid(&self, number: u32) -> Result<Tid, Behind> {
+        #[cfg(test)]
+        super::tests::note_step();
+        self.tids.of(number)
     }
 
     /// Numbers of the entries with lo < tid <= hi.
@@ -192,8 +190,8 @@ impl<const WORDS: usize> Window<WORDS> {
         let (mut low, mut high) = (0, self.len() as u32);
         while low < high {
             let middle = low + (high - low) / 2;
-            let entry = self.get(self.base.wrapping_add(middle))?.ok_or(Behind)?;
-            if entry.tid() <= tid { low = middle + 1 } else { high = middle }
+            let passed = self.tid(self.base.wrapping_add(middle))?;
+            if passed <= tid { low = middle + 1 } else { high = middle }
         }
         Ok(low)
     }
@@ -203,38 +201,32 @@ impl<const WORDS: usize> Window<WORDS> {
         if place >= self.len() {
             return Ok(None);
         }
-        Ok(self.get(self.base.wrapping_add(place as u32))?.map(Entry::tid))
+        self.tid(self.base.wrapping_add(place as u32)).map(Some)
     }
 
     /// Forgets all entries with a tid up to this one.
     pub fn forget(&mut self, tail: Tid) -> Result<(), Behind> {
         self.base = self.base.wrapping_add(self.after(tail)?);
-        let gone = (self.base.wrapping_sub(self.origin) / CHUNK).min(self.chunks.len() as u32);
-        if gone > 0 {
-            self.chunks = self.chunks.iter().skip(gone as usize).cloned().collect();
-            self.origin = self.origin.wrapping_add(gone * CHUNK);
-        }
-        Ok(())
+        self.entries.release(self.base);
+        self.tids.forget(self.base, self.end)
     }
 
-    /// Whether `more` entries have a place.
+    /// Whether `more` entries of one commit have a place.
     pub fn has_room(&self, more: usize) -> bool {
-        let used = self.end.wrapping_sub(self.origin) as usize;
-        used + more <= self.chunks.len() * CHUNK as usize
+        self.entries.has_room(self.end, more) && self.tids.has_room(self.end, more)
     }
 
-    /// Makes places for `more` entries.
+    /// Makes places for `more` entries of one commit.
     pub fn make_room(&mut self, more: usize) {
-        let used = self.end.wrapping_sub(self.origin) as usize;
-        let wanted = (used + more).div_ceil(CHUNK as usize);
-        let fresh = (self.chunks.len()..wanted).map(|_| (0..CHUNK).map(|_| Entry::empty()).collect());
-        self.chunks = self.chunks.iter().cloned().chain(fresh).collect();
+        self.entries.make_room(self.end, more);
+        self.tids.make_room(self.end, more);
     }
 
     /// Writes the next entry; answers its number. Readers see it when something leads them there.
-    pub fn push(&mut self, words: [u64; WORDS]) -> Result<u32, Behind> {
+    pub fn push(&mut self, tid: Tid, words: [u64; WORDS]) -> Result<u32, Behind> {
         let number = self.end;
         self.get(number)?.ok_or(Behind)?.fill(words);
+        self.tids.push(number, tid)?;
         self.end = number.wrapping_add(1);
         Ok(number)
     }
@@ -255,34 +247,32 @@ impl<const WORDS: usize> Window<WORDS> {
         Ok(Skip { prev, jump: middle.jump(), rank: before.rank() + 1 })
     }
 
-    /// Of the changes of one thing that end with `newest`, the last at or before `at`.
-    #[inline]
-    pub fn newest_at(&self, newest: u32, at: Tid) -> Result<Option<&Entry<WORDS>>, Behind> {
+    /// Of the changes of one thing that end with `newest`, the number of the last at or before `at`.
+    pub fn newest_at(&self, newest: u32, at: Tid) -> Result<Option<u32>, Behind> {
         let mut number = newest;
         while let Some(entry) = self.get(number)? {
-            if entry.tid() <= at {
-                return Ok(Some(entry));
+            if self.tid(number)? <= at {
+                return Ok(Some(number));
             }
-            number = match self.get(entry.jump())? {
-                Some(far) if far.tid() > at => entry.jump(),
-                _ => entry.prev(),
-            };
+            let jump = entry.jump();
+            let passes = !self.is_old(jump) && self.tid(jump)? > at;
+            number = if passes { jump } else { entry.prev() };
         }
         Ok(None)
     }
 }
 
-impl Window<8> {
+impl Events {
     /// Of the events of a file that end with `newest`, the last at or before `at` that changed `block`.
     pub fn newest_of_block(&self, newest: u32, at: Tid, block: u64) -> Result<Option<Tid>, Behind> {
-        let mut found = self.newest_at(newest, at)?;
-        while let Some(event) = found {
+        let Some(mut number) = self.newest_at(newest, at)? else { return Ok(None) };
+        while let Some(event) = self.get(number)? {
             if event.word(word::FIRST) <= block {
-                return Ok(Some(event.tid()));
+                return self.tid(number).map(Some);
             }
             // Nothing up to the jump reaches the block.
             let passes = event.word(word::LEAST) > block;
-            found = self.get(if passes { event.jump() } else { event.prev() })?;
+            number = if passes { event.jump() } else { event.prev() };
         }
         Ok(None)
     }

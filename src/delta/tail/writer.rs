@@ -8,10 +8,11 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use revfs_protocol::{FileId, Tid};
 
-use super::index::{Index, Room, Used};
+use super::chunks::Behind;
+use super::index::{Index, Newest, Room, Used};
 use super::pieces::{level_of, pieces};
 use super::slices::event_of;
-use super::window::{Behind, Window};
+use super::window::{Blocks, Events, Window};
 use super::{State, Tail};
 use crate::delta::DeltaError;
 use crate::env;
@@ -26,7 +27,7 @@ pub struct Writer {
 
 impl Writer {
     /// For a new index.
-    pub fn new(blocks: &Window<4>, events: &Window<8>) -> (Index, Writer) {
+    pub fn new(blocks: &Blocks, events: &Events) -> (Index, Writer) {
         // Drawn, so that nobody can choose blocks that fall on each other in the tables.
         let seed = env::random_u64();
         let (index, used) = Index::empty(seed, blocks, events, Room::default());
@@ -192,12 +193,14 @@ impl State {
         key: u64,
     ) -> Result<(), Behind> {
         let (ordinal, record) = index.file_or_new(&mut writer.used, file)?;
-        let skip = self.blocks.skip(index.newest(&self.blocks, ordinal, key)?)?;
+        let prev = index.newest(&self.blocks, ordinal, key);
+        let skip = self.blocks.skip(prev.map(|prev| prev.number))?;
         let newest = record.newest_block().filter(|number| !self.blocks.is_old(*number));
         let file_prev = newest.unwrap_or_else(|| self.blocks.nowhere());
         let file = u64::from(ordinal) << 32 | u64::from(file_prev);
-        let number = self.blocks.push([tid.raw(), skip.key(key), skip.links(), file])?;
-        index.set_newest(&mut writer.used, &self.blocks, number, (ordinal, key))?;
+        let number = self.blocks.push(tid, [skip.key(key), skip.links(), file])?;
+        let newest = Newest { number, has_prev: prev.is_some() };
+        index.set_newest(&mut writer.used, (ordinal, key), newest)?;
         record.set_newest_block(number, level_of(key));
         Ok(())
     }
@@ -215,9 +218,8 @@ impl State {
         let skip = self.events.skip(newest)?;
         let least = self.events.least(skip, first)?;
         let file = u64::from(ordinal) << 32;
-        let words =
-            [tid.raw(), skip.key(kind.key()), skip.links(), file, size, change.old_size, first, least];
-        let number = self.events.push(words)?;
+        let words = [skip.key(kind.key()), skip.links(), file, size, change.old_size, first, least];
+        let number = self.events.push(tid, words)?;
         record.set_newest_event(number);
         Ok(())
     }
