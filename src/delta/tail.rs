@@ -222,40 +222,45 @@ impl State {
     }
 
     #[inline]
-    fn recorded(&self, file: FileId, block: BlockIndex, at: Tid) -> Result<Option<Tid>, Behind> {
-        let Some((ordinal, record)) = self.index.file(file) else { return Ok(None) };
-        let mut newest = None;
-        let mut levels = record.levels();
-        while levels != 0 {
-            let level = levels.trailing_zeros();
-            levels &= levels - 1;
-            let Some(key) = key_of(block, level) else { break };
-            if let Some(last) = self.index.newest(&self.blocks, ordinal, key) {
-                newest = newest.max(self.version_at(last, at)?);
+    fn block_rev(&self, file: FileId, block: BlockIndex, at: Tid) -> Result<BlockRev, Behind> {
+        // Whatever is recorded is after it.
+        let mut rev = self.tail;
+        if let Some((ordinal, record)) = self.index.file(file) {
+            let mut levels = record.levels();
+            while levels != 0 {
+                let level = levels.trailing_zeros();
+                levels &= levels - 1;
+                let Some(key) = key_of(block, level) else { break };
+                if let Some(newest) = self.index.newest(&self.blocks, ordinal, key) {
+                    rev = rev.max(self.version_at(newest, at)?);
+                }
+            }
+            if let Some(number) = record.newest_event() {
+                rev = rev.max(self.events.newest_of_block(number, at, block.raw())?.unwrap_or(self.tail));
             }
         }
-        if let Some(number) = record.newest_event() {
-            newest = newest.max(self.events.newest_of_block(number, at, block.raw())?);
-        }
-        Ok(newest)
+        Ok(BlockRev { rev, exact: rev > self.tail })
     }
 
-    /// The last change of a piece at or before `at`. Of the newest, all is known without its entry.
+    /// When a piece changed last at or before `at`; the tail if it did not. Of the newest change, all is known without
+    /// its entry.
     #[inline]
-    fn version_at(&self, newest: Newest, at: Tid) -> Result<Option<Tid>, Behind> {
+    fn version_at(&self, newest: Newest, at: Tid) -> Result<Tid, Behind> {
         let tid = self.blocks.tid(newest.number)?;
-        if tid <= at {
-            return Ok(Some(tid));
+        // In this order: a processor foresees what most blocks of a file have in common, but not which is asked for.
+        if newest.has_prev && tid > at {
+            return self.older_version_at(newest.number, at);
         }
-        if newest.has_prev { self.older_version_at(newest.number, at) } else { Ok(None) }
+        Ok(if tid <= at { tid } else { self.tail })
     }
 
     // Apart, and never inlined: what is done for each question must be short, so that a processor that waits for the
     // memory of one begins with the next.
     #[cold]
     #[inline(never)]
-    fn older_version_at(&self, newest: u32, at: Tid) -> Result<Option<Tid>, Behind> {
-        self.blocks.newest_at(newest, at)?.map(|number| self.blocks.tid(number)).transpose()
+    fn older_version_at(&self, newest: u32, at: Tid) -> Result<Tid, Behind> {
+        let found = self.blocks.newest_at(newest, at)?;
+        found.map_or(Ok(self.tail), |number| self.blocks.tid(number))
     }
 
     fn slice(&self, file: FileId, lo: Tid, hi: Tid) -> Result<FileSlice, Behind> {
@@ -333,11 +338,7 @@ impl ChangeIndex for Tail {
             if let Err(error) = state.check(txn, at) {
                 return Ok(Err(error));
             }
-            let recorded = state.recorded(file, block, at)?;
-            Ok(Ok(match recorded {
-                Some(rev) => BlockRev { rev, exact: true },
-                None => BlockRev { rev: state.tail, exact: false },
-            }))
+            state.block_rev(file, block, at).map(Ok)
         })
     }
 
