@@ -42,19 +42,26 @@ pub struct Newest {
 struct Slot {
     // Written before `newest` is, and never again.
     key: AtomicU64,
-    // 0: empty; else the ordinal of the file plus 1, a bit for `has_prev`, and the number of the entry.
+    // 0: empty; else the ordinal of the file plus 1 (31 bits: there are fewer files than entries, see `ENTRIES_LIMIT`),
+    // a bit for `has_prev`, and the number of the entry.
     newest: AtomicU64,
 }
 
-const NUMBER_BITS: u32 = 32;
-const HAS_PREV: u64 = 1 << NUMBER_BITS;
-const OWNER_SHIFT: u32 = NUMBER_BITS + 1;
+const HAS_PREV: u64 = 1 << 32;
+const OWNER_SHIFT: u32 = 33;
 
-fn owner(ordinal: u32) -> u64 {
-    (u64::from(ordinal) + 1) << OWNER_SHIFT
+impl Newest {
+    fn of(word: u64) -> Newest {
+        Newest { number: (word & LOW) as u32, has_prev: word & HAS_PREV != 0 }
+    }
+
+    fn word(self, ordinal: u32) -> u64 {
+        let has_prev = if self.has_prev { HAS_PREV } else { 0 };
+        (u64::from(ordinal) + 1) << OWNER_SHIFT | has_prev | u64::from(self.number)
+    }
 }
 
-/// What a slot of a piece says, or that it is not of that piece.
+/// What a slot says to who looks for a piece.
 enum Seen {
     Empty,
     Other,
@@ -64,28 +71,26 @@ enum Seen {
 impl Slot {
     #[inline]
     fn seen(&self, ordinal: u32, key: u64) -> Seen {
-        let newest = self.newest.load(Ordering::Acquire);
-        if newest == 0 {
-            return Seen::Empty;
+        let word = self.newest.load(Ordering::Acquire);
+        if word == 0 {
+            Seen::Empty
+        } else if word >> OWNER_SHIFT == u64::from(ordinal) + 1 && self.key.load(Ordering::Relaxed) == key {
+            Seen::Of(Newest::of(word))
+        } else {
+            Seen::Other
         }
-        if newest >> OWNER_SHIFT != owner(ordinal) >> OWNER_SHIFT || self.key.load(Ordering::Relaxed) != key {
-            return Seen::Other;
-        }
-        Seen::Of(Newest { number: (newest & LOW) as u32, has_prev: newest & HAS_PREV != 0 })
     }
 
     fn set(&self, ordinal: u32, key: u64, newest: Newest) {
         self.key.store(key, Ordering::Relaxed);
-        let has_prev = if newest.has_prev { HAS_PREV } else { 0 };
-        self.newest.store(owner(ordinal) | has_prev | u64::from(newest.number), Ordering::Release);
+        self.newest.store(newest.word(ordinal), Ordering::Release);
     }
 
     /// Its ordinal, key and entry, for the writer.
     fn content(&self) -> Option<(u32, u64, Newest)> {
-        let newest = self.newest.load(Ordering::Relaxed);
-        let ordinal = (newest >> OWNER_SHIFT).checked_sub(1)? as u32;
-        let key = self.key.load(Ordering::Relaxed);
-        Some((ordinal, key, Newest { number: (newest & LOW) as u32, has_prev: newest & HAS_PREV != 0 }))
+        let word = self.newest.load(Ordering::Relaxed);
+        let ordinal = (word >> OWNER_SHIFT).checked_sub(1)? as u32;
+        Some((ordinal, self.key.load(Ordering::Relaxed), Newest::of(word)))
     }
 }
 
