@@ -4,7 +4,8 @@
 //! published `State` once, an `Arc` swap, and answers from it. What leads to entries (tables, newest links) is
 //! shared with later states, so a reader may meet entries that are newer than its state, and goes back from
 //! them; if such an entry is in a chunk that its state does not have, a newer state has been published, and
-//! it starts again with that (`Behind`). Memory is bounded by [`TailOptions::entries_max`]; what is forgotten is
+//! it starts again with that (`Behind`). What leads to an entry that was made after others were forgotten does not lead on
+//! to those, which an older state still has: so who finds in the end that the tail has moved starts again too. Memory is bounded by [`TailOptions::entries_max`]; what is forgotten is
 //! freed chunk by chunk, and the tables are made anew when too much of them is garbage.
 
 mod chunks;
@@ -19,6 +20,7 @@ mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -82,6 +84,8 @@ struct State {
 pub struct Tail {
     entries_max: usize,
     state: ArcSwap<State>,
+    // Tail of the published state, written after that and before any entry that is made without what it forgot.
+    tail: AtomicU64,
     // Taken by those who change the index only, for the whole of a change; nothing else is locked under it.
     writer: Mutex<Writer>,
 }
@@ -110,6 +114,7 @@ impl Tail {
         let state = State { tail: head, head, blocks, events, index: Arc::new(index) };
         Tail {
             entries_max: options.entries_max.min(ENTRIES_LIMIT),
+            tail: AtomicU64::new(state.tail.raw()),
             state: ArcSwap::from_pointee(state),
             writer: Mutex::new(writer),
         }
@@ -187,7 +192,10 @@ impl Tail {
         question: impl Fn(&State) -> Result<Result<T, DeltaError>, Behind>,
     ) -> Result<T, DeltaError> {
         loop {
-            if let Ok(answer) = question(&self.state.load()) {
+            let state = self.state.load();
+            let answer = question(&state);
+            let has_forgotten = self.tail.load(Ordering::Acquire) > state.tail.raw();
+            if let (Ok(answer), false) = (answer, has_forgotten) {
                 return answer;
             }
         }

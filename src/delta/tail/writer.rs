@@ -4,6 +4,7 @@
 //! old head, before an entry is written into them; an entry is written before a link leads to it; and the
 //! state with the new head comes last. An entry that a state does not count has a tid above its head.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use revfs_protocol::{FileId, Tid};
@@ -72,12 +73,18 @@ impl Tail {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn publish(&self, next: State) {
+        let tail = next.tail.raw();
+        self.state.store(Arc::new(next));
+        self.tail.store(tail, Ordering::Release);
+    }
+
     /// Moves head up to `head`: nothing was committed in between.
     pub fn reach(&self, head: Tid) {
         let _writer = self.writer();
         let mut next = State::clone(&self.state.load());
         next.head = next.head.max(head);
-        self.state.store(Arc::new(next));
+        self.publish(next);
     }
 
     /// See `ChangeIndex::forget_past`.
@@ -90,7 +97,7 @@ impl Tail {
         }
         held(next.forget(tail));
         next.renew_index(&mut writer, Room::default());
-        self.state.store(Arc::new(next));
+        self.publish(next);
     }
 
     /// See `ChangeIndex::update`.
@@ -107,12 +114,12 @@ impl Tail {
         } else {
             let excess = (next.entries() + entries).saturating_sub(self.entries_max);
             if held(next.make_room(&mut writer, &cost, excess)) {
-                self.state.store(Arc::new(next.clone()));
+                self.publish(next.clone());
             }
             held(next.append(&mut writer, commit));
         }
         next.head = commit.tid;
-        self.state.store(Arc::new(next));
+        self.publish(next);
         Ok(())
     }
 }
