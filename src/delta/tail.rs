@@ -4,9 +4,10 @@
 //! published `State` once, an `Arc` swap, and answers from it. What leads to entries (tables, newest links) is
 //! shared with later states, so a reader may meet entries that are newer than its state, and goes back from
 //! them; if such an entry is in a chunk that its state does not have, a newer state has been published, and
-//! it starts again with that (`Behind`). What leads to an entry that was made after others were forgotten does not lead on
-//! to those, which an older state still has: so who finds in the end that the tail has moved starts again too. Memory is bounded by [`TailOptions::entries_max`]; what is forgotten is
-//! freed chunk by chunk, and the tables are made anew when too much of them is garbage.
+//! it starts again with that (`Behind`). What leads to an entry that was made after others were forgotten does not
+//! lead on to those, which an older state still has: so who finds in the end that the tail has moved starts again too.
+//! Memory is bounded by [`TailOptions::entries_max`]; what is forgotten is freed chunk by chunk, and the tables are
+//! made anew when too much of them is garbage.
 
 mod chunks;
 mod index;

@@ -2,7 +2,8 @@
 //!
 //! Invariant: the order of steps is what readers rely on. Chunks and tables are published, in a state with the
 //! old head, before an entry is written into them; an entry is written before a link leads to it; and the
-//! state with the new head comes last. An entry that a state does not count has a tid above its head.
+//! state with the new head comes last. A tail that has moved is published, and noted for those who have answered
+//! already, before an entry is made without what it forgot. An entry that a state does not count has a tid above its head.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
