@@ -9,6 +9,7 @@
 //! Memory is bounded by [`TailOptions::entries_max`]; what is forgotten is freed chunk by chunk, and the tables are
 //! made anew when too much of them is garbage.
 
+mod atomics;
 mod chunks;
 mod index;
 mod pieces;
@@ -21,13 +22,13 @@ mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use revfs_protocol::{BlockIndex, FileId, Tid};
 
+use self::atomics::{ArcSwap, AtomicU64};
 use self::chunks::Behind;
 use self::index::{Index, Newest};
 use self::pieces::{blocks_of, key_of};
@@ -35,6 +36,7 @@ use self::slices::Gathering;
 use self::window::{Blocks, Events, Window};
 use self::writer::Writer;
 use super::{BlockRev, ChangeIndex, DeltaError, FileSlice};
+use crate::env;
 use crate::store::{CommitInfo, ReadTxn};
 
 /// Most entries by default: about 1 GiB with its tables.
@@ -105,13 +107,14 @@ impl fmt::Debug for Tail {
 impl Tail {
     /// An index that knows nothing before `head`: its window is (head, head].
     pub fn new(head: Tid, options: TailOptions) -> Tail {
-        Tail::numbered_from(0, head, options)
+        // Drawn, so that nobody can choose blocks that fall on each other in the tables.
+        Tail::numbered_from(0, env::random_u64(), head, options)
     }
 
-    /// The same, with entries numbered from `number` on.
-    fn numbered_from(number: u32, head: Tid, options: TailOptions) -> Tail {
+    /// The same, with entries numbered from `number` on, and this seed of hashes.
+    fn numbered_from(number: u32, seed: u64, head: Tid, options: TailOptions) -> Tail {
         let (blocks, events) = (Window::empty(number), Window::empty(number));
-        let (index, writer) = Writer::new(&blocks, &events);
+        let (index, writer) = Writer::new(seed, &blocks, &events);
         let state = State { tail: head, head, blocks, events, index: Arc::new(index) };
         Tail {
             entries_max: options.entries_max.min(ENTRIES_LIMIT),

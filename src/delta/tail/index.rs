@@ -4,10 +4,11 @@
 //! is forgotten is garbage until the piece changes again, or the writer makes a new index of what is left. A reader with
 //! an older state may find entries that are newer than it; it goes back from them.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use revfs_protocol::FileId;
 
+use super::atomics::{AtomicU32, AtomicU64};
 use super::chunks::Behind;
 use super::window::{Blocks, Events};
 
@@ -15,8 +16,8 @@ use super::window::{Blocks, Events};
 pub const AGE_MAX: u32 = if cfg!(test) { 1 << 8 } else { 1 << 30 };
 const LOW: u64 = 0xffff_ffff;
 const SET: u64 = 1 << 32;
-const SLOTS_MIN: usize = 64;
-const FILES_MIN: usize = 8;
+const SLOTS_MIN: usize = if cfg!(test) { 32 } else { 64 };
+const FILES_MIN: usize = if cfg!(test) { 4 } else { 8 };
 
 /// Places for keys, in relation to keys: a new table is 53 % full, one that is left 80 %.
 const fn slots_for(keys: usize) -> usize {

@@ -15,7 +15,9 @@ use crate::delta::{Epoch, EpochKind, SizeChange};
 use crate::store::{FileChange, Store};
 use common::{Edit, ScriptedStore};
 
+mod interleave;
 mod races;
+pub mod turns;
 
 #[path = "../../../tests/common/store.rs"]
 #[allow(clippy::duplicate_mod)] // tests of server have it too
@@ -38,7 +40,12 @@ fn steps_of<T>(work: impl FnOnce() -> T) -> (usize, T) {
 
 /// Entries are numbered from here on in tests.
 const NUMBER: u32 = u32::MAX - 200;
+const SEED: u64 = 0x5eed;
 const UNIT: u64 = 4096;
+
+fn numbered(head: Tid, options: TailOptions) -> Tail {
+    Tail::numbered_from(NUMBER, SEED, head, options)
+}
 
 fn tid(raw: u64) -> Tid {
     Tid::from_raw(raw)
@@ -197,6 +204,17 @@ impl Model {
         }
         assert_eq!((&slice.epochs, slice.size), (&epochs, size));
     }
+
+    /// Compares the slices of all files, which have numbers below 100.
+    fn check_slices(&self, slices: &[FileSlice], lo: Tid, hi: Tid) {
+        let changed = |number: &u64| {
+            let changes = self.changes(*number, lo, hi);
+            changes.iter().any(|(_, change)| change.renamed_from.is_none() && !is_idle(change))
+        };
+        let expected: Vec<u64> = (0..100).filter(changed).collect();
+        assert_eq!(slices.iter().map(|slice| slice.file.raw()).collect::<Vec<_>>(), expected);
+        slices.iter().for_each(|slice| self.check_slice(slice, lo, hi, &PROBES));
+    }
 }
 
 fn deed(files: u64) -> impl Strategy<Value = (u64, Deed)> {
@@ -251,14 +269,8 @@ fn check_all(tail: &Tail, model: &Model, txn: &ReadTxn) {
                 model.check_slice(&slice, at, hi, &PROBES);
             }
             let slices = tail.changes(txn, at, hi).unwrap();
-            let changed = |number: &u64| {
-                let changes = model.changes(*number, at, hi);
-                changes.iter().any(|(_, change)| change.renamed_from.is_none() && !is_idle(change))
-            };
-            let expected: Vec<u64> = (0..100).filter(changed).collect();
-            assert_eq!(slices.iter().map(|slice| slice.file.raw()).collect::<Vec<_>>(), expected);
+            model.check_slices(&slices, at, hi);
             for slice in &slices {
-                model.check_slice(slice, at, hi, &PROBES);
                 assert_eq!(tail.changed_blocks(txn, slice.file, at, hi).unwrap(), *slice);
             }
         }
@@ -269,8 +281,12 @@ fn is_idle(change: &FileChange) -> bool {
     !change.created && !change.deleted && change.blocks.is_empty() && change.size == change.old_size
 }
 
+fn is_slow() -> bool {
+    std::env::var_os("REVFS_SLOW").is_some()
+}
+
 fn config() -> ProptestConfig {
-    let cases = if std::env::var_os("REVFS_SLOW").is_some() { 4096 } else { 64 };
+    let cases = if is_slow() { 4096 } else { 64 };
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
@@ -280,7 +296,7 @@ proptest! {
     #[test]
     fn all_answers_are_those_of_the_full_history(steps in steps(), every in 3..30usize) {
         let txn = all();
-        let tail = Tail::numbered_from(NUMBER, tid(1000), TailOptions::default());
+        let tail = numbered(tid(1000), TailOptions::default());
         let mut model = Model::default();
         let mut last = 1000;
         let mut oldest = tid(1000);
@@ -311,7 +327,7 @@ proptest! {
     ) {
         let txn = all();
         let options = TailOptions { entries_max, ..TailOptions::default() };
-        let tail = Tail::numbered_from(NUMBER, tid(1000), options);
+        let tail = numbered(tid(1000), options);
         let mut model = Model::default();
         let mut oldest = tid(1000);
         let mut sizes: Vec<(Tid, usize)> = Vec::new();
@@ -404,7 +420,7 @@ fn tail_moves_up_only_and_not_beyond_head() {
 #[test]
 fn a_block_with_many_versions_is_found_in_few_steps() {
     const VERSIONS: u64 = 100_000;
-    let (txn, tail) = (all(), Tail::numbered_from(NUMBER, tid(0), TailOptions::default()));
+    let (txn, tail) = (all(), numbered(tid(0), TailOptions::default()));
     (1..=VERSIONS).for_each(|raw| tail.update(&write(raw * 2, 1, &[(5, 1)])).unwrap());
     for asked in (1..VERSIONS * 2).step_by(997) {
         let (steps, found) = steps_of(|| tail.block_rev_at(&txn, file(1), block(5), tid(asked)).unwrap());
@@ -416,7 +432,7 @@ fn a_block_with_many_versions_is_found_in_few_steps() {
 
 #[test]
 fn the_newest_change_of_a_block_is_told_without_its_entry() {
-    let (txn, tail) = (all(), Tail::numbered_from(NUMBER, tid(0), TailOptions::default()));
+    let (txn, tail) = (all(), numbered(tid(0), TailOptions::default()));
     (1..=50).for_each(|raw| tail.update(&write(raw * 2, 1, &[(raw, 1)])).unwrap());
     let rev = |number, at| tail.block_rev_at(&txn, file(1), block(number), tid(at)).unwrap();
     for number in 1..=50 {
@@ -430,7 +446,7 @@ fn the_newest_change_of_a_block_is_told_without_its_entry() {
 #[test]
 fn a_block_below_many_shrinks_is_found_in_few_steps() {
     const SHRINKS: u64 = 50_000;
-    let (txn, tail) = (all(), Tail::numbered_from(NUMBER, tid(0), TailOptions::default()));
+    let (txn, tail) = (all(), numbered(tid(0), TailOptions::default()));
     // The end comes up to higher and higher blocks, growing in between.
     for raw in 1..=SHRINKS {
         let shrink = change(1, UNIT * (raw + 1000), &Deed::Resize(UNIT * raw));
@@ -450,7 +466,7 @@ fn a_block_below_many_shrinks_is_found_in_few_steps() {
 #[test]
 fn memory_is_that_of_the_window_however_long_it_slides() {
     const WINDOW: u64 = 2_000;
-    let tail = Tail::numbered_from(NUMBER, tid(0), TailOptions::default());
+    let tail = numbered(tid(0), TailOptions::default());
     let mut most = 0;
     for raw in 1..=20 * WINDOW {
         // Scattered over many blocks and files, so that all tables fill with garbage.

@@ -6,10 +6,11 @@
 //!
 //! Invariant: what is told of a number is written before anything leads a reader to that number.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use revfs_protocol::Tid;
 
+use super::atomics::{AtomicU32, AtomicU64};
 use super::chunks::{Behind, Chunks};
 
 /// Entries whose bits stand together.

@@ -5,10 +5,11 @@
 //! before anything that readers see leads to it, and never again. Chunks are shared by all windows that reach
 //! into them, and freed with the last.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use revfs_protocol::Tid;
 
+use super::atomics::AtomicU64;
 use super::chunks::{Behind, Chunks};
 use super::tids::Tids;
 

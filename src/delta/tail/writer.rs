@@ -17,7 +17,6 @@ use super::slices::event_of;
 use super::window::{Blocks, Events, Window};
 use super::{State, Tail};
 use crate::delta::DeltaError;
-use crate::env;
 use crate::store::{CommitInfo, FileChange};
 
 /// What only those who change the index know of it.
@@ -28,10 +27,8 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// For a new index.
-    pub fn new(blocks: &Blocks, events: &Events) -> (Index, Writer) {
-        // Drawn, so that nobody can choose blocks that fall on each other in the tables.
-        let seed = env::random_u64();
+    /// For a new index, and that index.
+    pub fn new(seed: u64, blocks: &Blocks, events: &Events) -> (Index, Writer) {
         let (index, used) = Index::empty(seed, blocks, events, Room::default());
         (index, Writer { seed, used })
     }

@@ -8,7 +8,7 @@ use super::*;
 #[test]
 fn a_reader_that_was_overtaken_by_forgetting_starts_again() {
     for made in [write(5, 1, &[(7, 1)]), commit(5, vec![change(1, 9 * UNIT, &Deed::Resize(UNIT))])] {
-        let tail = Tail::numbered_from(NUMBER, tid(0), TailOptions::default());
+        let tail = numbered(tid(0), TailOptions::default());
         [3, 4].into_iter().for_each(|raw| tail.update(&made.clone().at(raw)).unwrap());
         let tries = Cell::new(0);
         let answer = tail.ask(|state| {
@@ -94,8 +94,7 @@ fn recent_rev(model: &Model, number: u64, probe: u64, at: Tid) -> Option<Tid> {
 
 #[test]
 fn readers_that_race_the_writer_get_the_answers_of_their_moment() {
-    let tail =
-        Tail::numbered_from(NUMBER, tid(0), TailOptions { entries_max: 3_000, ..TailOptions::default() });
+    let tail = numbered(tid(0), TailOptions { entries_max: 3_000, ..TailOptions::default() });
     let (model, done) = (race_model(), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let (tail, model, done) = (&tail, &model, &done);
