@@ -250,7 +250,7 @@ fn schedules([reads, writes]: [usize; 2], thin: usize) -> impl Iterator<Item = V
 #[test]
 fn each_question_in_the_midst_of_each_change_and_the_other_way_round() {
     let txn = all();
-    let (mores, thin) = if is_slow() { (0..8, 1) } else { (0..2, 97) };
+    let (mores, thin) = if is_slow() { (0..8, 11) } else { (0..2, 97) };
     let again = || Op::Commit(vec![(1, Deed::Write(vec![(5, 1), (7, 1)]))]);
     let cut = || Op::Commit(vec![(1, Deed::Resize(5 * UNIT))]);
     let flood = || Op::Commit(vec![(1, Deed::Write((0..20).map(|block| (2 * block + 1, 1)).collect()))]);
