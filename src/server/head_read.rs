@@ -77,7 +77,7 @@ impl Server {
     where
         F: FnOnce(Result<ReadBytes, HeadReadError>) + Send + 'static,
     {
-        let timer = ReadTimer::start(self);
+        let (timer, begun) = (ReadTimer::start(self), self.stores_begun());
         let under_way = match self.track(file, offset, len) {
             Ok(under_way) => under_way,
             Err(error) => return reply(Err(error.into())),
@@ -85,11 +85,11 @@ impl Server {
         let mut answer = Answer { reply, under_way, timer, upload: None };
         match self.begin_head_read(file, offset, len, thread) {
             Ok(Begun::Load(load, view)) => {
-                answer.upload = Upload::of_head(self, &view, (offset, len));
+                answer.upload = Upload::of_head(self, &view, (offset, len), begun);
                 answer.give_load(self, load);
             }
             Ok(Begun::Parked(wait, view)) => {
-                answer.upload = Upload::of_head(self, &view, (offset, len));
+                answer.upload = Upload::of_head(self, &view, (offset, len), begun);
                 self.park(wait, view, (offset, len), answer);
             }
             Err(error) => answer.give(Err(error)),

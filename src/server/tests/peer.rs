@@ -18,14 +18,18 @@ fn one_file() -> Vec<(u64, Vec<Edit>)> {
     vec![(10, vec![Edit::Put("a", blocks(1, 4))])]
 }
 
+/// Reads bytes of head as a request does, and waits for the answer.
+fn request(server: &Arc<Server>, file: FileId, offset: u64, len: usize) {
+    let (sender, answered) = channel();
+    server.read_head(file, (offset, len), CLIENT, move |bytes| {
+        sender.send(bytes.map(|bytes| bytes.len()).map_err(|error| error.to_string())).unwrap();
+    });
+    answered.recv_timeout(PATIENCE).unwrap().unwrap();
+}
+
 impl Fixture {
-    /// Reads bytes of head as a request does, and waits for the answer.
     fn request(&self, file: FileId, offset: u64, len: usize) {
-        let (sender, answered) = channel();
-        self.server.read_head(file, (offset, len), CLIENT, move |bytes| {
-            sender.send(bytes.map(|bytes| bytes.len()).map_err(|error| error.to_string())).unwrap();
-        });
-        answered.recv_timeout(PATIENCE).unwrap().unwrap();
+        request(&self.server, file, offset, len);
     }
 
     fn wait_for_call(&self, call: &str) {
@@ -82,7 +86,7 @@ fn a_block_is_not_stored_that_changed_after_the_state_of_its_read() {
     let old = f.server.head_file(file).unwrap();
     f.commit(now + 20, &[Edit::Write("a", 0, blocks(2, 1))]);
     for block in [0, 1] {
-        Upload::of_head(&f.server, &old, (block * BLOCK, 1)).unwrap().start();
+        Upload::of_head(&f.server, &old, (block * BLOCK, 1), Some(0)).unwrap().start();
     }
     f.wait_for_call(&format!("store {} {BLOCK} {BLOCK}", file.raw()));
     threads.stop();
@@ -91,6 +95,52 @@ fn a_block_is_not_stored_that_changed_after_the_state_of_its_read() {
         env::sleep(Duration::from_millis(1));
     }
     assert!(!f.calls().contains(&format!("store {} 0 {BLOCK}", file.raw())), "{:?}", f.calls());
+}
+
+#[test]
+fn a_block_is_stored_once_more_for_a_read_that_came_while_it_was_stored() {
+    let f = peer_fixture(&one_file());
+    let file = f.store.file_id("a");
+    let view = f.server.head_file(file).unwrap();
+    let before = Upload::of_head(&f.server, &view, (0, 1), f.server.stores_begun()).unwrap();
+    let (open, gate) = channel();
+    *f.cache.gate.lock().unwrap() = Some(gate);
+    f.request(file, 0, 1);
+    f.arrived.recv_timeout(PATIENCE).unwrap();
+    // What came before finds in that store all that it lacks.
+    before.start();
+    assert_eq!(f.server.uploads_under_way(), 1);
+    // What the store had brought already may be gone again: that is why somebody asks.
+    f.request(file, 0, 1);
+    f.arrived.recv_timeout(PATIENCE).unwrap();
+    drop(open);
+    while f.server.uploads_under_way() > 0 {
+        env::sleep(Duration::from_millis(1));
+    }
+    let stores = f.calls().iter().filter(|call| call.starts_with("store ")).count();
+    assert_eq!(stores, 2, "{:?}", f.calls());
+}
+
+#[test]
+fn a_block_that_changed_while_it_was_loaded_is_stored_for_who_read_it_after_that() {
+    let now = Tid::newest_at_unix_ns(START).raw();
+    let f = peer_fixture(&[(now + 10, vec![Edit::Put("a", blocks(1, 4))])]);
+    let file = f.store.file_id("a");
+    f.request(file, 0, BLOCK as usize);
+    let old = f.server.head_file(file).unwrap();
+    let (store, server) = (Arc::clone(&f.store), Arc::clone(&f.server));
+    let (sender, started) = channel();
+    // Nobody else accesses the store before this begins.
+    let overtake = move || {
+        sender.send(server.start().unwrap()).unwrap();
+        store.commit(now + 20, &[Edit::Write("a", 0, blocks(2, 1))]);
+        assert!(server.wait_shown(Tid::from_raw(now + 20), PATIENCE));
+        request(&server, file, 0, 1);
+    };
+    f.store.intrude(0, Box::new(overtake));
+    Upload::of_head(&f.server, &old, (0, 1), f.server.stores_begun()).unwrap().start();
+    f.wait_for_call(&format!("store {} 0 {BLOCK}", file.raw()));
+    started.recv_timeout(PATIENCE).unwrap().stop();
 }
 
 #[test]
