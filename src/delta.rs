@@ -6,6 +6,8 @@
 //! Left out on purpose: what blocks hold, and who asks. What lies before tail is known to the store alone.
 
 pub mod tail;
+#[cfg(test)]
+pub(crate) mod turns;
 
 use std::fmt::Debug;
 

@@ -143,27 +143,24 @@ impl History {
         Ok(joined(common(spans, &before), recent))
     }
 
-    /// When a block changed last at or before `at`, as the indexes know; `None`: not in their windows.
+    /// When a block changed last at or before `at`, as the indexes know. Where it is not in their windows, the tail of the one
+    /// that answered: the window moves meanwhile, so whoever has to know what was forgotten goes by that.
     fn indexed_rev(
         &self,
         txn: &ReadTxn,
         file: FileId,
         block: BlockIndex,
         at: Tid,
-    ) -> Result<Option<Tid>, DeltaError> {
+    ) -> Result<BlockRev, DeltaError> {
         let since = self.opened.since(file);
-        let of = |known: BlockRev| known.exact.then_some(known.rev);
         if at > since || since == Tid::ZERO {
+            let known = self.index.load().block_rev_at(txn, file, block, at)?;
             // Of the time before, this index may lack changes.
-            let index = self.index.load();
-            let known = of(index.block_rev_at(txn, file, block, at)?).filter(|rev| *rev > since);
-            // Looked at after the question, for the tail only grows: what it has passed may be missing between the two.
-            let forgotten = index.window().0 > since;
-            if known.is_some() || since == Tid::ZERO || forgotten {
+            if known.rev > since || since == Tid::ZERO {
                 return Ok(known);
             }
         }
-        Ok(of(self.before_opened(txn, file, since)?.block_rev_at(txn, file, block, at.min(since))?))
+        self.before_opened(txn, file, since)?.block_rev_at(txn, file, block, at.min(since))
     }
 
     /// Blocks of a file in a published head with the tid at which each changed last, as runs in order; not below that, for
@@ -178,7 +175,9 @@ impl History {
         let mut revs = Vec::new();
         for block in span.blocks() {
             match self.indexed_rev(txn, file, block, txn.at()) {
-                Ok(rev) => revs.push((BlockSpan::one(block), rev.unwrap_or_else(|| only.oldest()))),
+                Ok(known) if known.exact => revs.push((BlockSpan::one(block), known.rev)),
+                // No change of the window is missing but those up to the tail.
+                Ok(known) => revs.push((BlockSpan::one(block), known.rev.max(only.oldest()))),
                 Err(_) => return revs_of(txn, file, span),
             }
         }
@@ -258,13 +257,12 @@ impl History {
         };
         if let Some(only) = &self.only {
             let begun = only.start.max(old.meta.created).min(at);
-            let whole = only.oldest() == only.start && self.knows_all(only, file);
             let mut pins = Vec::new();
             for block in span.blocks() {
                 let rev = match self.indexed_rev(&old.txn, file, block, at) {
-                    Ok(Some(rev)) => rev,
+                    Ok(known) if known.exact => known.rev,
                     // Nothing was forgotten: so it is as it was then.
-                    Ok(None) if whole => begun,
+                    Ok(known) if known.rev <= only.start && only.oldest() == only.start => begun,
                     _ => of_store(BlockSpan::one(block))?.first().map_or(at, |(_, rev)| begun.max(*rev)),
                 };
                 pins.push((BlockSpan::one(block), rev.min(at)));
@@ -278,7 +276,7 @@ impl History {
         let mut pins: Vec<(BlockSpan, Tid)> = Vec::new();
         for block in span.blocks() {
             match self.indexed_rev(&old.txn, file, block, at) {
-                Ok(Some(rev)) => pins.push((BlockSpan::one(block), rev)),
+                Ok(known) if known.exact => pins.push((BlockSpan::one(block), known.rev)),
                 // Not in the window: whatever is wrong with the index, the store knows.
                 _ => pins.extend(of_store(BlockSpan::one(block))?),
             }
@@ -363,141 +361,4 @@ pub(super) fn revs_of(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::env::SystemClock;
-    use crate::store::native::{InitOptions, NativeStore, OpenOptions};
-    use revfs_protocol::BlockSize;
-    use std::collections::{BTreeMap, BTreeSet};
-
-    /// Each block of runs with its revision.
-    fn by_block(pins: &[(BlockSpan, Tid)]) -> BTreeMap<BlockIndex, Tid> {
-        pins.iter().flat_map(|(span, rev)| span.blocks().map(|block| (block, *rev))).collect()
-    }
-
-    #[test]
-    fn the_index_and_the_store_tell_the_same() {
-        const BLOCK: u64 = 4096;
-        const BLOCKS: u64 = 12;
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("store");
-        let init =
-            InitOptions { sync: false, block_size: BlockSize::new(BLOCK).unwrap(), ..InitOptions::default() };
-        NativeStore::init(&root, &init, &*SystemClock::shared()).unwrap();
-        let store = NativeStore::open(&root, OpenOptions { sync: false, ..OpenOptions::default() }).unwrap();
-        let mut state = 3u64;
-        let mut below = |bound: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 33) % bound
-        };
-        let mut tids = Vec::new();
-        let mut file = None;
-        for round in 0..60u8 {
-            let mut txn = store.begin(None).unwrap();
-            let id = *file.get_or_insert_with(|| txn.create(b"f", None).unwrap());
-            if below(5) == 0 {
-                pollster::block_on(txn.set_size(id, below(BLOCKS * BLOCK))).unwrap();
-            }
-            for _ in 0..1 + below(3) {
-                let (first, count) = (below(BLOCKS), 1 + below(3));
-                let bytes = vec![round + 1; (count * BLOCK) as usize];
-                let start = first * BLOCK;
-                pollster::block_on(txn.write(id, start..start + count * BLOCK, &bytes)).unwrap();
-            }
-            tids.push(pollster::block_on(txn.commit()).unwrap().tid);
-        }
-        let file = file.unwrap();
-        let shared = store.as_store();
-        let view = |at: Tid| {
-            let txn = ReadTxn::new(&shared, at).unwrap();
-            let meta = txn.file(file).unwrap().unwrap();
-            FileView { txn, meta: Arc::new(meta) }
-        };
-        let newest = *tids.last().unwrap();
-        let (indexed, plain) = (
-            History::new(
-                newest,
-                TailOptions { span: Duration::from_secs(3600), ..TailOptions::default() },
-                false,
-                false,
-            ),
-            History::new(newest, TailOptions::default(), false, false),
-        );
-        indexed.seed(&view(newest).txn);
-        assert!(indexed.window().0.0 < tids[0], "the index has all of it");
-        // It answers for the window, but has not read it yet.
-        let unread = History::new(newest, TailOptions::default(), false, true);
-        let all = || vec![span(0, BLOCKS + 4)];
-        for (older, at) in tids.iter().enumerate() {
-            let found = by_block(&indexed.pins_at(&view(*at), span(0, BLOCKS + 4)).unwrap());
-            for (block, rev) in by_block(&plain.pins_at(&view(*at), span(0, BLOCKS + 4)).unwrap()) {
-                // A shrink counts as a change of holes too; that is as good.
-                let same =
-                    |rev: &Tid| view(*rev).txn.blocks(file, block, BlockCount::new(1)).unwrap()[0].data;
-                assert!(found[&block] >= rev && found[&block] <= *at, "block {block} @{at}");
-                assert_eq!(same(&found[&block]), same(at), "block {block} @{at}");
-            }
-            for (block, rev) in by_block(&unread.pins_at(&view(*at), span(0, BLOCKS + 4)).unwrap()) {
-                let same =
-                    |rev: &Tid| view(*rev).txn.blocks(file, block, BlockCount::new(1)).unwrap()[0].data;
-                assert!(rev <= *at && same(&rev) == same(at), "block {block} @{at} is pinned @{rev}");
-            }
-            for head in &tids[older..] {
-                let blocks = |spans: Vec<BlockSpan>| -> BTreeSet<_> {
-                    spans.iter().flat_map(|s| s.blocks()).collect()
-                };
-                let by_index = blocks(indexed.changed(&view(*head), *at, all()).unwrap());
-                let by_store = blocks(plain.changed(&view(*head), *at, all()).unwrap());
-                assert!(by_index.is_superset(&by_store), "@{at} to @{head}: {by_index:?} {by_store:?}");
-                let by_unread = blocks(unread.changed(&view(*head), *at, all()).unwrap());
-                assert!(by_unread.is_superset(&by_store), "@{at} to @{head}: {by_unread:?} {by_store:?}");
-                for block in by_index.difference(&by_store) {
-                    let data =
-                        |at: &Tid| view(*at).txn.blocks(file, *block, BlockCount::new(1)).unwrap()[0].data;
-                    assert_eq!(data(at), data(head), "more than what changed is told for holes only");
-                }
-            }
-        }
-    }
-
-    fn span(first: u64, last: u64) -> BlockSpan {
-        BlockSpan { first: BlockIndex::new(first), last: BlockIndex::new(last) }
-    }
-
-    #[test]
-    fn what_is_common_is_what_both_have() {
-        let mut state = 7u64;
-        let mut below = |bound: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 33) % bound
-        };
-        for _ in 0..2000 {
-            let mut runs = |most: u64| {
-                let (mut next, mut runs) = (below(4), Vec::new());
-                for _ in 0..below(most) {
-                    let count = 1 + below(4);
-                    runs.push((next, count));
-                    next += count + 1 + below(4);
-                }
-                runs
-            };
-            let (spans, changed) = (runs(6), runs(6));
-            let rest = below(3).checked_sub(1).map(|_| BlockIndex::new(below(30)));
-            let before_rest = |first: u64, count: u64| match rest {
-                Some(rest) if first >= rest.raw() => 0,
-                Some(rest) => count.min(rest.raw() - first),
-                None => count,
-            };
-            let kept = changed.iter().map(|(first, count)| (*first, before_rest(*first, *count)));
-            let kept = kept.filter(|(_, count)| *count > 0);
-            let blocks =
-                kept.map(|(first, count)| (BlockIndex::new(first), BlockCount::new(count))).collect();
-            let slice = FileSlice { blocks, rest, ..FileSlice::unchanged(FileId::from_raw(1)) };
-            let spans: Vec<_> = spans.iter().map(|(first, count)| span(*first, first + count - 1)).collect();
-            let all = spans.iter().flat_map(|span| span.blocks());
-            let expected: BTreeSet<_> = all.filter(|block| slice.contains(*block)).collect();
-            let found: BTreeSet<_> = common(&spans, &slice).iter().flat_map(|span| span.blocks()).collect();
-            assert_eq!(found, expected, "{spans:?} {slice:?}");
-        }
-    }
-}
+mod tests;

@@ -14,7 +14,7 @@ use crate::watch::Serial;
 use common::{BLOCK, Edit, ScriptedStore};
 
 #[path = "../../tests/common/store.rs"]
-mod common;
+pub mod common;
 mod interleave;
 mod late;
 mod opened;

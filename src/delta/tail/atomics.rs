@@ -1,6 +1,6 @@
 //! What threads of the change index share without a lock: these types, and nothing else.
 //!
-//! In tests they are doubles, which let another thread come in between before each access; see `tests/turns`.
+//! In tests they are doubles, which let another thread come in between before each access; see `delta/turns`.
 
 #[cfg(not(test))]
 pub use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -9,4 +9,4 @@ pub use std::sync::atomic::{AtomicU32, AtomicU64};
 pub use arc_swap::ArcSwap;
 
 #[cfg(test)]
-pub use super::tests::turns::{ArcSwap, AtomicU32, AtomicU64};
+pub use crate::delta::turns::{ArcSwap, AtomicU32, AtomicU64};

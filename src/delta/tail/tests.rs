@@ -17,7 +17,6 @@ use common::{Edit, ScriptedStore};
 
 mod interleave;
 mod races;
-pub mod turns;
 
 #[path = "../../../tests/common/store.rs"]
 #[allow(clippy::duplicate_mod)] // tests of server have it too

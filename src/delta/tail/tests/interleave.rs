@@ -2,7 +2,7 @@
 //!
 //! Each answer has to be that of the full history for one of the windows that were published between the moment when
 //! the question was asked and the moment when it was answered; and nobody may wait for who is interrupted. The accesses
-//! are those of the real index, see `turns`.
+//! are those of the real index, see `delta/turns`.
 //!
 //! What was done wrong on purpose, and failed here:
 //!
@@ -16,8 +16,8 @@
 //!
 //! A table that is made anew need not be published before it is written to: who has the old one finds in it all that he counts.
 
-use super::turns::{Who, play};
 use super::*;
+use crate::delta::turns::{Who, play};
 
 /// What the writer does.
 #[derive(Clone, Debug)]
