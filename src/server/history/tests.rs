@@ -229,3 +229,16 @@ fn what_has_no_place_any_more_while_it_is_asked_for_is_asked_of_the_store() {
         });
     }
 }
+
+#[test]
+fn what_had_no_place_before_a_file_was_opened_is_asked_of_the_store() {
+    let moving = Moving::new(1);
+    let options = TailOptions { span: WINDOW_SPAN_MIN, entries_max: moving.entries_max };
+    let history = History::new(second(2), options, true, true);
+    history.opened.note(moving.file);
+    let view = moving.view(second(2));
+    let revs = |found: Vec<(BlockSpan, Tid)>| by_block(&found).into_values().collect::<Vec<_>>();
+    assert_eq!(revs(history.pins_at(&view, span(0, 1)).unwrap()), [second(1), second(2)]);
+    let bounds = revs(history.revs(&view, span(0, 1)).unwrap());
+    assert!(bounds[0] >= second(1) && bounds[1] >= second(2), "{bounds:?}");
+}
