@@ -163,7 +163,7 @@ impl Upload {
         range: (u64, usize),
         begun: Option<u64>,
     ) -> Option<Upload> {
-        Upload::of(server, view, range, (Target::Head(view.meta.file), begun?))
+        Some(Upload::of(server, view, range, Target::Head(view.meta.file), begun?))
     }
 
     /// For a READ of the version of a file that was made at `rev`, which comes now.
@@ -173,17 +173,11 @@ impl Upload {
         rev: Tid,
         range: (u64, usize),
     ) -> Option<Upload> {
-        Upload::of(server, view, range, (Target::Version(view.meta.file, rev), server.stores_begun()?))
+        Some(Upload::of(server, view, range, Target::Version(view.meta.file, rev), server.stores_begun()?))
     }
 
-    #[allow(clippy::unnecessary_wraps)] // as those that call it
-    fn of(
-        server: &Arc<Server>,
-        view: &FileView,
-        range: (u64, usize),
-        (target, begun): (Target, u64),
-    ) -> Option<Upload> {
-        Some(Upload { server: Arc::clone(server), view: view.clone(), target, range, begun })
+    fn of(server: &Arc<Server>, view: &FileView, range: (u64, usize), target: Target, begun: u64) -> Upload {
+        Upload { server: Arc::clone(server), view: view.clone(), target, range, begun }
     }
 
     /// Begins it, on other threads. Call it when the READ was answered: a store waits for that.
