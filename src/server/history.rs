@@ -208,10 +208,17 @@ impl History {
         self.index.load().window().0 <= only.oldest().max(self.opened.since(file))
     }
 
-    /// Whether a block may be another one in `head` than in the state `at`, before it. Asks the memory only.
-    pub(super) fn may_differ(&self, head: &ReadTxn, file: FileId, block: BlockIndex, at: Tid) -> bool {
+    /// Whether a block of a file of which all is known since `since` may be another one in `head` than in the state `at`,
+    /// before it. Asks the memory only, and takes no lock: a head is published under that of the notes of opened files.
+    pub(super) fn may_differ(
+        &self,
+        head: &ReadTxn,
+        (file, since): (FileId, Tid),
+        block: BlockIndex,
+        at: Tid,
+    ) -> bool {
         let known = self.index.load().block_rev_at(head, file, block, head.at());
-        at < self.opened.since(file) || known.map_or(true, |known| known.rev > at)
+        at < since || known.map_or(true, |known| known.rev > at)
     }
 
     /// Tail and head of the index, and what it takes.

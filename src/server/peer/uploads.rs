@@ -224,10 +224,12 @@ impl Server {
     fn upload(self: &Arc<Self>, mut view: FileView, key: Key) -> Result<(), ReadError> {
         let Some(peer) = &self.peer else { return Ok(()) };
         let (target, block) = key;
+        // Before the decision: publishing takes the lock of these notes first. A file that is read is noted, once.
+        let since = self.history.opened.since(view.meta.file);
         let (offset, bytes) = loop {
             let loaded = self.load_block(&view, block);
             let is_head = matches!(target, Target::Head(_));
-            let may_still = || loaded.is_ok() && !(is_head && self.changed_since(&view, block));
+            let may_still = || loaded.is_ok() && !(is_head && self.changed_since(&view, since, block));
             match peer.uploads.decide(key, view.txn.at(), may_still) {
                 Decision::Store => break loaded?,
                 Decision::LoadAgain(newer) => view = newer,
@@ -260,11 +262,11 @@ impl Server {
     }
 
     /// Whether a block may be another one in the published head. Asks the memory only.
-    fn changed_since(&self, view: &FileView, block: BlockIndex) -> bool {
+    fn changed_since(&self, view: &FileView, since: Tid, block: BlockIndex) -> bool {
         let head = self.head_txn();
         if head.at() == view.txn.at() {
             return false;
         }
-        self.history.may_differ(&head, view.meta.file, block, view.txn.at())
+        self.history.may_differ(&head, (view.meta.file, since), block, view.txn.at())
     }
 }
