@@ -242,3 +242,22 @@ fn what_had_no_place_before_a_file_was_opened_is_asked_of_the_store() {
     let bounds = revs(history.revs(&view, span(0, 1)).unwrap());
     assert!(bounds[0] >= second(1) && bounds[1] >= second(2), "{bounds:?}");
 }
+
+#[test]
+fn whether_a_block_may_differ_is_told_while_a_head_is_published() {
+    let moving = Moving::new(100);
+    let history = Arc::new(moving.history(true));
+    let (sender, told) = std::sync::mpsc::channel();
+    let (asked, head, file) = (Arc::clone(&history), moving.view(second(2)).txn, moving.file);
+    let ask = move || {
+        for at in [1, 2].map(second) {
+            sender.send(asked.may_differ(&head, (file, second(0)), BlockIndex::new(1), at)).unwrap();
+        }
+    };
+    let published = history.opened.publish(second(3), &history.opened.files(), || {
+        drop(crate::env::spawn("asker", ask).unwrap());
+        let patience = Duration::from_secs(30);
+        assert_eq!([(); 2].map(|()| told.recv_timeout(patience).unwrap()), [true, false]);
+    });
+    published.unwrap();
+}
