@@ -4,6 +4,7 @@
 //! Invariant: a logger never fails anybody; what cannot be written is dropped. The lock is a leaf, held for a
 //! write to a file or terminal only.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
@@ -58,12 +59,14 @@ impl Log for Logger {
             Level::Warn => "warning",
             _ => "info",
         };
+        // Not under the lock: it may be the code of anybody, and panic.
+        let text = record.args().to_string();
         let mut slot = SERVING.lock().unwrap_or_else(PoisonError::into_inner);
         match slot.as_mut() {
-            Some(serving) => serving.add(word, &record.args().to_string()),
+            Some(serving) => serving.add(word, &text),
             None => {
                 drop(slot);
-                output::say(&format!("{word}: {}", record.args()));
+                output::say(&format!("{word}: {text}"));
             }
         }
     }
@@ -90,11 +93,32 @@ impl Serving {
     }
 }
 
-/// From now on warnings are seen. A second call changes nothing.
+/// From now on warnings are seen, and a server logs panics: what it writes to stderr in the background nobody sees.
 pub(super) fn install() {
     // Fails only if a logger is there already, as in tests.
     let _already_there = log::set_logger(&Logger);
     log::set_max_level(LevelFilter::Warn);
+    let of_std = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if SERVING.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            log::error!("{}", panic_text(panic));
+        } else {
+            of_std(panic);
+        }
+    }));
+}
+
+/// One line, with where it was called from if RUST_BACKTRACE asks for that.
+fn panic_text(panic: &std::panic::PanicHookInfo<'_>) -> String {
+    let thread = std::thread::current();
+    let place = panic.location().map_or_else(|| "?".to_owned(), ToString::to_string);
+    let cause = panic.payload_as_str().unwrap_or("no message");
+    let mut text = format!("thread '{}' panicked at {place}: {cause}", thread.name().unwrap_or("?"));
+    let called_from = Backtrace::capture();
+    if called_from.status() == BacktraceStatus::Captured {
+        text.push_str(&format!("; {called_from}"));
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// From now on messages are those of a server: appended to `file`, to stderr if wanted, and remembered.
@@ -115,4 +139,34 @@ pub(super) fn recent() -> Vec<u8> {
         text.push('\n');
     }
     text.into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Set for the process that panics: where its log is.
+    const LOG: &str = "REVFS_TEST_PANIC_LOG";
+
+    /// The hook is of a whole process, so it is another one that panics.
+    #[test]
+    fn a_panic_of_a_server_is_one_line_of_its_log() {
+        if let Some(log) = std::env::var_os(LOG) {
+            install();
+            serve(Some(Path::new(&log)), false).unwrap();
+            let thread = crate::env::spawn("worker", || panic!("line one\nline two")).unwrap();
+            assert!(thread.join().is_err());
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let mut itself = std::process::Command::new(std::env::current_exe().unwrap());
+        itself.args(["--exact", "cli::logger::tests::a_panic_of_a_server_is_one_line_of_its_log"]);
+        let ended = itself.env(LOG, &log).env_remove("RUST_BACKTRACE").output().unwrap();
+        assert!(ended.status.success(), "{ended:?}");
+        let text = std::fs::read_to_string(&log).unwrap();
+        let line = text.trim_end();
+        assert!(line.contains(" error: thread 'worker' panicked at src/cli/logger.rs:"), "{text}");
+        assert!(line.ends_with(": line one line two") && !line.contains('\n'), "{text}");
+    }
 }

@@ -347,7 +347,19 @@ impl Drop for Place {
         for file in runtime_files_of(&self.root) {
             let _ = fs::remove_file(file);
         }
+        // A second panic would end the whole test program.
+        if !std::thread::panicking() {
+            assert_eq!(logs_with_panics(&self.root), Vec::<String>::new());
+        }
     }
+}
+
+/// What servers wrote that panicked: locks that are taken in the wrong order do that in a debug build.
+fn logs_with_panics(root: &Path) -> Vec<String> {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+    let logs = entries.filter(|path| path.extension().is_some_and(|kind| kind == "log"));
+    let texts = logs.map(|log| String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned());
+    texts.filter(|text| text.contains("panicked")).collect()
 }
 
 /// A mounted tree.

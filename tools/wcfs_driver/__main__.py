@@ -100,6 +100,10 @@ def play_once(name, args):
             print(f"FAILED {name}: it takes longer than {args.limit:.0f} s, and is ended", flush=True)
             show_logs(folder)
             return STUCK
+        if has_panicked(folder):
+            print(f"FAILED {name}: a server panicked", flush=True)
+            show_logs(folder)
+            return 1
     finally:
         clean(player, folder)
     if player.returncode < 0:
@@ -121,6 +125,11 @@ def has_ended(pid, limit):
             return False
         time.sleep(LOOK)
     return True
+
+
+def has_panicked(folder):
+    """Whether a server says so, also of one thread of many."""
+    return any(b"panicked at" in open(entry.path, "rb").read() for entry in os.scandir(folder) if entry.name.endswith(".log"))
 
 
 def show_logs(folder):
