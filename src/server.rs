@@ -37,13 +37,14 @@ pub use stats::{Figure, Gauges, Latencies, LinkStatus, Stats};
 pub use tracking::{ReadBytes, UnderWay};
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use quick_cache::sync::Cache;
 use revfs_protocol::{FileId, RevSpec, Tid};
+use tracing_mutex::stdsync::{Condvar, Mutex};
 
 use self::epochs::Epochs;
 use self::history::History;

@@ -130,6 +130,27 @@ fn the_protocol_does_no_io() {
 }
 
 #[test]
+fn locks_are_those_that_see_in_which_order_they_are_taken() {
+    let bodies = [
+        "use std::sync::Mutex;",
+        "use std::sync::{Arc, Condvar};",
+        "use std::{fmt, sync::{Arc, RwLock}};",
+        "static A: std::sync::Mutex<u8> = std::sync::Mutex::new(0);",
+    ];
+    for body in bodies {
+        for path in ["src/view.rs", "src/server/links.rs", "client/src/gate.rs"] {
+            assert_eq!(broken(path, body).first(), Some(&(Rule::Locks, 2)), "{path}: {body}");
+        }
+        for path in ["src/server/tests.rs", "src/server/tests/peer.rs", "tests/a.rs", "src/delta/turns.rs"] {
+            assert_eq!(broken(path, body), [], "{path}: {body}");
+        }
+        assert_eq!(broken("src/view.rs", &format!("#[cfg(test)] mod tests {{ {body} }}")), [], "{body}");
+    }
+    let others = "use std::sync::{Arc, MutexGuard, OnceLock}; use tracing_mutex::stdsync::Mutex;";
+    assert_eq!(broken("src/view.rs", others), []);
+}
+
+#[test]
 fn a_file_without_a_head_is_refused() {
     let refused = |source| check_source("tools/a.rs", source).first().map(|violation| violation.rule);
     assert_eq!(refused("use std::fmt;\n"), Some(Rule::Head));

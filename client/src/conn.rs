@@ -14,9 +14,11 @@ use crate::shared::{Shared, lock};
 use revfs_protocol::{BlockSize, ClientRequest, FileId, OkReply, Tid};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use tracing_mutex::stdsync::Mutex;
 
 /// How long [`Conn::close`] waits for the server to end the link.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);

@@ -4,7 +4,9 @@
 //! wants to move waits until nobody looks. A pinner thread never enters. Left out on purpose: fairness.
 
 use crate::shared::lock;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::PoisonError;
+
+use tracing_mutex::stdsync::{Condvar, Mutex};
 
 #[derive(Debug, Default)]
 struct State {

@@ -10,7 +10,9 @@ use rustix::io::{Errno, retry_on_intr, write};
 use rustix::process::{Pid, getpid};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
+
+use tracing_mutex::stdsync::{Condvar, Mutex};
 
 /// What a server answered: ok, or the text of its error.
 pub(crate) type Reply = Result<OkReply, Arc<str>>;

@@ -12,7 +12,9 @@ use rustix::io::{Errno, pread, retry_on_intr};
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+use tracing_mutex::stdsync::Mutex;
 
 /// Most files of revisions that are kept open in one connection; others are opened again when they are needed.
 const REV_FILES_MAX: usize = 64;

@@ -13,7 +13,9 @@ use revfs_protocol::{BlockSize, BlockSpan, FileId, PinTo, Tid};
 use rustix::io::{Errno, pread, retry_on_intr};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+use tracing_mutex::stdsync::Mutex;
 
 /// A file that is watched.
 #[derive(Debug)]

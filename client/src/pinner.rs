@@ -18,8 +18,10 @@ use revfs_protocol::{
 };
 use rustix::io::{Errno, read, retry_on_intr};
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread;
+
+use tracing_mutex::stdsync::{Condvar, Mutex};
 
 /// Threads that help the reader when several pins arrive at once.
 const HELPERS: usize = 3;

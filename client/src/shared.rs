@@ -12,8 +12,10 @@ use crate::open_file::OpenFile;
 use revfs_protocol::{ClientRequest, FileId};
 use rustix::io::Errno;
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
+
+use tracing_mutex::stdsync::{Condvar, Mutex, MutexGuard};
 
 /// Locks, also what a thread that panicked held: no invariant of ours spans two steps of what may panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -9,9 +9,10 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use tracing_mutex::stdsync::Mutex;
 
 use crate::env::SystemClock;
 

@@ -22,11 +22,12 @@ mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use revfs_protocol::{BlockIndex, FileId, Tid};
+use tracing_mutex::stdsync::Mutex;
 
 use self::atomics::{ArcSwap, AtomicU64};
 use self::chunks::Behind;

@@ -5,7 +5,9 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
+
+use tracing_mutex::stdsync::{Mutex, MutexGuard};
 
 use super::inodes::Key;
 use super::tree::Listed;

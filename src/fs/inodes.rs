@@ -4,9 +4,10 @@
 //! looked it up more often than it has forgotten it, or has it open; the fixed ones live always.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use revfs_protocol::{FileId, Tid};
+use tracing_mutex::stdsync::{Mutex, MutexGuard};
 
 use super::face::FaceFile;
 use super::peer::PeerFile;

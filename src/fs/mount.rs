@@ -7,11 +7,12 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
+use tracing_mutex::stdsync::Mutex;
 
 use super::face::Face;
 use super::glue::{Glue, Owner, READAHEAD_BYTES};

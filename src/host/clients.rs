@@ -5,10 +5,11 @@
 //! `/proc`: the kernel tells a FUSE server of them by INTERRUPT only, which the crate fuser does not take.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
 use rustix::io::Errno;
 use rustix::process::Signal;
+use tracing_mutex::stdsync::{Mutex, MutexGuard};
 
 use super::process::{Process, ProcessError, process_of_thread};
 use super::users::name_of;

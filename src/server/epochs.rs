@@ -6,10 +6,11 @@
 //! shows two block sizes.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use revfs_protocol::{FileId, Tid};
+use tracing_mutex::stdsync::{Mutex, MutexGuard};
 
 use super::Server;
 use crate::store::{CommitInfo, ReadError};

@@ -7,11 +7,12 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use revfs_protocol::{BlockCount, BlockIndex, BlockSpan, FileId, Tid};
+use tracing_mutex::stdsync::{Mutex, MutexGuard};
 
 use super::FileView;
 use super::opened::Opened;

@@ -6,10 +6,11 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use revfs_protocol::{FileId, Tid};
+use tracing_mutex::stdsync::{Mutex, MutexGuard, RwLock};
 
 use super::clients::ClientProcess;
 use super::stats::LinkStatus;

@@ -7,9 +7,10 @@
 //! on purpose: taking files back, for the kernel does not tell when its cache has nothing more of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{PoisonError, RwLock};
+use std::sync::PoisonError;
 
 use revfs_protocol::{FileId, Tid};
+use tracing_mutex::stdsync::RwLock;
 
 /// The files, and the published head.
 #[derive(Debug)]

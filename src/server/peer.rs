@@ -12,9 +12,10 @@ mod uploads;
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use revfs_protocol::{FileId, Tid};
+use tracing_mutex::stdsync::Mutex;
 
 use self::preserve::Preserved;
 pub use self::tids::TidStream;

@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use revfs_protocol::{BlockSize, BlockSpan, FileId, Tid, format_go_duration};
+use tracing_mutex::stdsync::Mutex;
 
 use super::links::{LinkId, WatchLink};
 use super::{FileView, Server};

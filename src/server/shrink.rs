@@ -6,9 +6,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use revfs_protocol::{BlockSpan, FileId, Tid};
+use tracing_mutex::stdsync::Mutex;
 
 use super::parked::NO_THREAD;
 use super::setup::blocks_between;

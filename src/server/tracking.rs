@@ -9,11 +9,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::ops::{Deref, Range, RangeInclusive};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use revfs_protocol::{BlockIndex, BlockSize, BlockSpan, FileId};
 use roaring::RoaringTreemap;
+use tracing_mutex::stdsync::{Mutex, MutexGuard};
 
 use super::Server;
 use super::stats::ReadTimer;

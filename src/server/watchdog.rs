@@ -7,8 +7,10 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
+
+use tracing_mutex::stdsync::Mutex;
 
 use super::links::WatchLink;
 use super::pace::Pace;

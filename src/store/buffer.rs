@@ -3,10 +3,11 @@
 //! Invariant: a buffer's memory is never handed to two readers; it goes back to its pool when it is dropped.
 //! Left out on purpose: clearing. A reader fills every byte that it shows; `Piece`s cover the whole buffer.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use aligned_vec::{AVec, ConstAlign};
 use memmap2::{Advice, MmapMut};
+use tracing_mutex::stdsync::Mutex;
 
 /// Alignment that O_DIRECT asks for on every filesystem known, bytes.
 pub const BUFFER_ALIGN: usize = 4096;

@@ -20,11 +20,12 @@ mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use object_store::ObjectStore;
 use revfs_protocol::{BlockCount, BlockIndex, FileId, Tid};
+use tracing_mutex::stdsync::Mutex;
 
 use self::log::{LogEnd, Next};
 use super::faulty::{Faults, FaultyStore};

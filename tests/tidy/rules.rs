@@ -38,6 +38,12 @@ pub const ONLY_IN: &[OnlyIn] = &[
 /// Modules of `std` that the protocol may not use: ids and frames do no I/O.
 const IO_MODULES: &[&str] = &["fs", "net", "process", "io"];
 
+/// Locks of `std`: the same of `tracing_mutex` panic in debug builds when two are taken in both orders.
+const LOCKS: &[&str] = &["Mutex", "RwLock", "Condvar"];
+
+/// It schedules the threads of a test, at each of millions of accesses.
+const MAY_LOCK_UNSEEN: &str = "src/delta/turns.rs";
+
 /// What may stand at the top of the tree.
 const TOP_LEVEL: &[&str] = &[
     "Cargo.toml",
@@ -77,6 +83,7 @@ pub enum Rule {
     UnknownModule,
     OnlyIn,
     ProtocolIo,
+    Locks,
     Head,
     FileLines,
     FunctionLines,
@@ -123,6 +130,9 @@ pub fn check_source(path: &str, source: &str) -> Vec<Violation> {
     let paths = scan::paths(&tokens);
     if path.starts_with("client/protocol/") {
         check_protocol(&mut report, &paths);
+    }
+    if is_served(path) {
+        check_locks(&mut report, &paths);
     }
     if let Some(modules) = module_path(path) {
         check_layers(&mut report, &modules, &paths);
@@ -184,6 +194,26 @@ fn check_protocol(report: &mut Report, paths: &[PathUse]) {
         {
             let message = format!("uses std::{second}: ids and frames do no I/O, move it to the caller");
             report.add(Rule::ProtocolIo, path.line, message);
+        }
+    }
+}
+
+/// Whether a source is of the server or the client, and not of their tests.
+fn is_served(path: &str) -> bool {
+    let is_test = path.contains("/tests/") || path.ends_with("/tests.rs") || path == MAY_LOCK_UNSEEN;
+    (path.starts_with("src/") || path.starts_with("client/src/")) && !is_test
+}
+
+fn check_locks(report: &mut Report, paths: &[PathUse]) {
+    for path in paths.iter().filter(|path| !path.inline_modules.iter().any(|module| module == "tests")) {
+        if let [first, second, third, ..] = path.segments.as_slice()
+            && (first.as_str(), second.as_str()) == ("std", "sync")
+            && LOCKS.contains(&third.as_str())
+        {
+            let message = format!(
+                "uses std::sync::{third}: take that of tracing_mutex::stdsync, which finds locks in the wrong order"
+            );
+            report.add(Rule::Locks, path.line, message);
         }
     }
 }

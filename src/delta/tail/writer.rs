@@ -6,9 +6,10 @@
 //! already, before an entry is made without what it forgot. An entry that a state does not count has a tid above its head.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use revfs_protocol::{FileId, Tid};
+use tracing_mutex::stdsync::MutexGuard;
 
 use super::chunks::Behind;
 use super::index::{Index, Newest, Room, Used};

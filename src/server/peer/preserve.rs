@@ -6,9 +6,10 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use revfs_protocol::{BlockIndex, BlockSize, BlockSpan, FileId, Tid};
+use tracing_mutex::stdsync::Mutex;
 
 use crate::server::{FileView, KernelCache, Server};
 use crate::store::ReadError;

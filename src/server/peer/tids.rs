@@ -5,9 +5,10 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use revfs_protocol::Tid;
+use tracing_mutex::stdsync::{Mutex, MutexGuard};
 
 use crate::server::{LinkRead, LinkReply, Server};
 

@@ -9,9 +9,10 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use revfs_protocol::{BlockIndex, FileId, Tid};
+use tracing_mutex::stdsync::{Condvar, Mutex, MutexGuard};
 
 use crate::server::tracking::blocks_of;
 use crate::server::{FileView, Server};

@@ -14,11 +14,12 @@ mod segment;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, RoTxn, RwTxn, WithoutTls};
 use revfs_protocol::Tid;
+use tracing_mutex::stdsync::Mutex;
 
 pub use apply::LogEntry;
 pub use codec::PackInfo;

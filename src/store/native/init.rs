@@ -4,12 +4,13 @@
 //! a store that cannot be written leaves it as it is.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
 
 use object_store::PutPayload;
 use object_store::path::Path as ObjectPath;
 use revfs_protocol::{BlockSize, Tid};
+use tracing_mutex::stdsync::Mutex;
 
 use super::commit::COPIES_MAX;
 use super::format::{FORMAT_BYTES_MAX, FORMAT_OBJECT, FORMAT_VERSION, Format, FormatError, record_object};

@@ -9,10 +9,11 @@ use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use revfs_protocol::{BlockCount, BlockIndex, BlockSize, FileId, Tid};
+use tracing_mutex::stdsync::{Mutex, MutexGuard, RwLock};
 
 use super::Oid;
 use super::changes::{FileTree, epochs_of};

@@ -17,10 +17,11 @@ mod window;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use revfs_protocol::Tid;
+use tracing_mutex::stdsync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::Oid;
 use crate::store::follow::{Follower, WatchFlags, Watched};

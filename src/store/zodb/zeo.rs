@@ -19,10 +19,11 @@ mod value;
 mod wire;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use revfs_protocol::Tid;
+use tracing_mutex::stdsync::{Condvar, Mutex, MutexGuard};
 
 use super::Oid;
 use super::storage::{Loaded, Oids, Peeked, Refreshed, Storage, StorageError, Transaction, Transactions};

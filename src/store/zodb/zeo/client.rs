@@ -6,11 +6,12 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use revfs_protocol::Tid;
 use rustix::event::{EventfdFlags, eventfd};
+use tracing_mutex::stdsync::{Condvar, Mutex, MutexGuard};
 
 use super::address::Address;
 use super::cache::{Record, RecordCache, Until};
