@@ -140,7 +140,15 @@ fn fixture_with(
     processes: Option<Arc<dyn Processes>>,
     peer: Option<PeerManners>,
 ) -> Fixture {
-    let store = ScriptedStore::new();
+    fixture_of(ScriptedStore::new(), commits, processes, peer)
+}
+
+fn fixture_of(
+    store: Arc<ScriptedStore>,
+    commits: &[(u64, Vec<Edit>)],
+    processes: Option<Arc<dyn Processes>>,
+    peer: Option<PeerManners>,
+) -> Fixture {
     for (tid, edits) in commits {
         store.commit(*tid, edits);
     }

@@ -5,7 +5,7 @@
 
 #![allow(dead_code)] // each test program uses a part
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
@@ -70,6 +70,8 @@ pub struct ScriptedStore {
     pub slow: AtomicBool,
     /// What a file is cannot be read while it is set.
     pub unreadable: AtomicBool,
+    /// Whether what commits did to blocks is told of those files only that are asked for.
+    by_file: bool,
     intruder: Mutex<Intruder>,
 }
 
@@ -81,6 +83,11 @@ impl std::fmt::Debug for ScriptedStore {
 
 impl ScriptedStore {
     pub fn new() -> Arc<ScriptedStore> {
+        ScriptedStore::that_tells_by_file(false)
+    }
+
+    /// One that has to look at a file to tell what commits did to its blocks, if `by_file`.
+    pub fn that_tells_by_file(by_file: bool) -> Arc<ScriptedStore> {
         Arc::new(ScriptedStore {
             info: StoreInfo {
                 uuid: uuid::Uuid::nil(),
@@ -94,6 +101,7 @@ impl ScriptedStore {
             broken: AtomicBool::new(false),
             slow: AtomicBool::new(false),
             unreadable: AtomicBool::new(false),
+            by_file,
             intruder: Mutex::default(),
         })
     }
@@ -441,6 +449,25 @@ impl Store for ScriptedStore {
         let from = inner.commits.partition_point(|(info, _)| info.tid <= lo);
         let until = inner.commits.partition_point(|(info, _)| info.tid <= hi).min(inner.applied).max(from);
         Ok(inner.commits[from..until].iter().take(limit).map(|(info, _)| info.clone()).collect())
+    }
+
+    fn tells_by_file(&self) -> bool {
+        self.by_file
+    }
+
+    fn commits_of(
+        &self,
+        lo: Tid,
+        hi: Tid,
+        limit: usize,
+        files: &BTreeSet<FileId>,
+    ) -> Result<Vec<CommitInfo>, ReadError> {
+        let mut commits = self.commits(lo, hi, limit)?;
+        let changes = commits.iter_mut().flat_map(|commit| &mut commit.files);
+        for change in changes.filter(|change| self.by_file && !files.contains(&change.file)) {
+            change.blocks.clear();
+        }
+        Ok(commits)
     }
 
     fn commits_back(&self, lo: Tid, hi: Tid, limit: usize) -> Result<Vec<CommitInfo>, ReadError> {
