@@ -392,9 +392,15 @@ fn the_command_watch_shows_pins_as_they_come() {
     end_of(&mut child.0, SOON);
     place.fails(&["watch", "m", "nothing"], 3, "m/head/bigfile/nothing: No such file");
     place.fails(&["watch", "m", "a", "--at", "nothing"], 3, "m/@nothing: No such file");
-    place.fails(&["watch", "s", "a"], 3, "s/head/bigfile/a: No such file");
+    for not_mounted in ["s", "source", "none"] {
+        let why = format!("{not_mounted}: nothing is mounted there, or not by revfs: `revfs status` lists");
+        place.fails(&["watch", not_mounted, "a"], 3, &why);
+    }
     let before = "setup watch";
     place.fails(&["watch", "m", "a", "--at", "0000000000000001"], 3, before);
+    live.signal(rustix::process::Signal::KILL);
+    wait_until("the mount is dead", || fs::metadata(live.path("head/at")).is_err());
+    place.fails(&["watch", "m", "a"], 1, "m: its server is gone: `revfs umount m` cleans what it left");
     place.ok(&["umount", "m"]);
     place.expect_nothing_left();
 }

@@ -58,6 +58,18 @@ pub enum WatchError {
         /// What to do.
         remedy: &'static str,
     },
+    /// No server of revfs can be asked.
+    #[error("{}: nothing is mounted there, or not by revfs: `revfs status` lists the mounts", mount_point.display())]
+    NotMounted {
+        /// Where one should be.
+        mount_point: PathBuf,
+    },
+    /// The mount is dead.
+    #[error("{0}: its server is gone: `revfs umount {0}` cleans what it left, then mount it again", mount_point.display())]
+    ServerGone {
+        /// The mount.
+        mount_point: PathBuf,
+    },
     /// A file below the mount point does not say what it must.
     #[error("{}: does not read as that of a revfs mount: name the mount point of a revfs server", path.display())]
     NotAMount {
@@ -87,9 +99,11 @@ impl WatchError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             WatchError::Path { source, .. } if source.kind() == io::ErrorKind::NotFound => ExitCode::NotFound,
-            WatchError::Path { .. } | WatchError::Ended { .. } => ExitCode::Failure,
+            WatchError::Path { .. } | WatchError::Ended { .. } | WatchError::ServerGone { .. } => {
+                ExitCode::Failure
+            }
             WatchError::NotAMount { .. } => ExitCode::Usage,
-            WatchError::Refused { .. } => ExitCode::NotFound,
+            WatchError::Refused { .. } | WatchError::NotMounted { .. } => ExitCode::NotFound,
         }
     }
 }
@@ -127,9 +141,10 @@ impl Event {
 pub(super) fn watch(args: &WatchArgs) -> Result<ExitCode, CliError> {
     let head = args.mount_point.join("head");
     let path = head.join("bigfile").join(&args.file);
-    let remedy = "see `revfs ls` for the files of the store, and `revfs status` for what is mounted";
-    let file: FileId = attribute(&path, "user.revfs.file", remedy)?;
-    let at = revision(&args.mount_point, args.at.as_deref())?;
+    let shown = shown(&args.mount_point)?;
+    let file: FileId =
+        attribute(&path, "user.revfs.file", "see `revfs ls STORE` for the files of the store")?;
+    let at = revision(&args.mount_point, args.at.as_deref(), shown)?;
     let link_path = head.join("watch");
     let open = File::options().read(true).write(true).open(&link_path);
     let mut link = open.map_err(|source| {
@@ -218,24 +233,35 @@ fn attribute<T: std::str::FromStr>(path: &Path, name: &str, remedy: &'static str
     text.ok_or_else(|| WatchError::NotAMount { path: path.to_owned() })
 }
 
-/// What a revision means on the mount now; its symlinks know.
-fn revision(mount_point: &Path, at: Option<&str>) -> Result<Tid, CliError> {
-    let Some(at) = at else {
-        let path = mount_point.join("head/at");
-        let remedy = "name the mount point of a revfs server";
-        let text = std::fs::read_to_string(&path).map_err(|source| WatchError::Path {
-            path: path.clone(),
-            source,
-            remedy,
-        })?;
-        return Ok(text.parse().map_err(|_| WatchError::NotAMount { path })?);
+/// What `head/at` of a mount shows.
+fn shown(mount_point: &Path) -> Result<Tid, WatchError> {
+    let path = mount_point.join("head/at");
+    let of_mount = |source: io::Error| {
+        let (mount_point, path) = (mount_point.to_owned(), path.clone());
+        match rustix::io::Errno::from_io_error(&source) {
+            Some(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {
+                WatchError::NotMounted { mount_point }
+            }
+            // The second: it was aborted while this asked.
+            Some(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED) => {
+                WatchError::ServerGone { mount_point }
+            }
+            _ => WatchError::Path { path, source, remedy: "look at `revfs status` and the server's log" },
+        }
     };
+    let text = std::fs::read_to_string(&path).map_err(of_mount)?;
+    text.parse().map_err(|_| WatchError::NotAMount { path })
+}
+
+/// What a revision means on the mount now; its symlinks know. The one that is `shown` if none is named.
+fn revision(mount_point: &Path, at: Option<&str>, shown: Tid) -> Result<Tid, CliError> {
+    let Some(at) = at else { return Ok(shown) };
     let spec = RevSpec::parse(at).map_err(crate::view::ResolveError::from)?;
     if let RevSpec::Tid(tid) = spec {
         return Ok(tid);
     }
     if let RevSpec::Head = spec {
-        return revision(mount_point, None);
+        return Ok(shown);
     }
     let path = mount_point.join(format!("@{}", at.strip_prefix('@').unwrap_or(at)));
     let remedy = "see `revfs tags` and `revfs log` for what there is";
