@@ -252,6 +252,34 @@ impl Tracking {
         spans
     }
 
+    /// The first `max` read blocks of a file that bytes of `ranges` belong to, which are in order and apart.
+    pub(super) fn within(&self, file: FileId, ranges: &[Range<u64>], max: usize) -> Vec<BlockIndex> {
+        let files = self.files();
+        let Some(tracked) = files.get(&file) else { return Vec::new() };
+        let unit = tracked.block_size.bytes();
+        let mut found = Vec::new();
+        let mut read = tracked.blocks.iter();
+        let mut next = read.next();
+        for range in ranges.iter().filter(|range| !range.is_empty()) {
+            let (first, last) = (range.start / unit, (range.end - 1) / unit);
+            if let Some(known) = tracked.all_up_to {
+                // Two ranges may be of one block.
+                let first = found.last().map_or(first, |before: &BlockIndex| first.max(before.raw() + 1));
+                found.extend((first..=last.min(known)).take(max - found.len()).map(BlockIndex::new));
+                continue;
+            }
+            if next.is_some_and(|block| block < first) {
+                read.advance_to(first);
+                next = read.next();
+            }
+            while let Some(block) = next.filter(|block| *block <= last && found.len() < max) {
+                found.push(BlockIndex::new(block));
+                next = read.next();
+            }
+        }
+        found
+    }
+
     /// How many blocks are tracked.
     pub(super) fn blocks(&self) -> u64 {
         self.files().values().map(Tracked::count).fold(0, u64::saturating_add)
@@ -283,6 +311,8 @@ pub(super) fn blocks_of(block_size: BlockSize, offset: u64, len: usize) -> Range
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn tracked() -> Tracked {
@@ -321,5 +351,40 @@ mod tests {
         // No bound can be met: nothing to forget is no reason to go on for ever.
         bound(&mut files, 0);
         assert!(files.values().all(|tracked| tracked.blocks.is_empty()));
+    }
+
+    proptest! {
+        #[test]
+        fn read_blocks_within_changed_bytes_are_those_of_both(
+            read in prop::collection::btree_set(0..60u64, 0..30),
+            cuts in prop::collection::btree_set(0..64u64 << 10, 0..12),
+            (max, far, is_wide) in (0..40usize, any::<bool>(), any::<bool>()),
+        ) {
+            let file = FileId::from_raw(1);
+            let tracking = Tracking::new(0);
+            tracking.begin(file, BlockSize::MIN);
+            let unit = BlockSize::MIN.bytes();
+            // Of two cuts the bytes between; the last range may go on for ever.
+            let cuts: Vec<u64> = cuts.into_iter().map(|cut| (cut * unit) >> 10).collect();
+            let mut ranges: Vec<Range<u64>> = cuts.chunks_exact(2).map(|cut| cut[0]..cut[1]).collect();
+            if far && let Some(last) = ranges.last_mut() {
+                last.end = u64::MAX;
+            }
+            let mut files = tracking.files();
+            let tracked = files.get_mut(&file).unwrap();
+            let added: u64 = read.iter().map(|block| tracked.add(*block..=*block)).sum();
+            prop_assert_eq!(added, read.len() as u64);
+            if is_wide {
+                tracked.widen();
+            }
+            drop(files);
+            let is_read = |block: &u64| read.contains(block) || (is_wide && read.last().is_some_and(|last| block <= last));
+            let meets = |block: &u64| ranges.iter().any(|range| range.start < (block + 1) * unit && block * unit < range.end);
+            let mut expected: Vec<u64> = (0..60).filter(is_read).filter(meets).collect();
+            expected.truncate(max);
+            let found = tracking.within(file, &ranges, max);
+            let found: Vec<u64> = found.iter().map(|block| block.raw()).collect();
+            prop_assert_eq!(found, expected);
+        }
     }
 }

@@ -77,16 +77,9 @@ impl Server {
         let mut left = PRESERVED_PER_HEAD_MAX;
         for (file, ranges) in changed {
             let preserved = self.rev_file(*file, self.shown()).and_then(|old| {
-                let unit = old.meta.block_size.bytes();
-                for span in self.tracking.spans(*file) {
-                    for range in ranges {
-                        let (first, last) = (range.start / unit, range.end.saturating_sub(1) / unit);
-                        let (first, last) = (first.max(span.first.raw()), last.min(span.last.raw()));
-                        for block in (first..=last).map(BlockIndex::new).take(left) {
-                            left -= 1;
-                            self.preserve_block(kernel, &old, block)?;
-                        }
-                    }
+                for block in self.tracking.within(*file, ranges, left) {
+                    left -= 1;
+                    self.preserve_block(kernel, &old, block)?;
                 }
                 Ok(())
             });
