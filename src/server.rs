@@ -68,6 +68,9 @@ pub const PIN_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 pub const LOOK_GAP_MAX_DEFAULT: Duration = Duration::from_secs(1);
 /// Memory for which blocks of head were read, bytes: each takes two at most, and neighbours next to nothing.
 pub const TRACKING_BYTES_MAX_DEFAULT: u64 = 64 << 20;
+
+/// Most runs of blocks that a watch is told of at once, if nothing else is said; one takes some 300 bytes until it is acked.
+pub const PINS_MAX_DEFAULT: usize = 1 << 20;
 /// Read buffers that are kept for reuse.
 const BUFFERS_KEPT: usize = 32;
 /// Descriptions of files that are kept for the next request.
@@ -137,6 +140,8 @@ pub struct ServerOptions {
     pub history: TailOptions,
     /// Bound of what is remembered of reads; see [`TRACKING_BYTES_MAX_DEFAULT`].
     pub tracking_bytes_max: u64,
+    /// Most runs of blocks that a watch is told of at once, by a set-up or as a file shrinks; see [`PINS_MAX_DEFAULT`].
+    pub pins_max: usize,
     /// How long a client may owe an ack; see [`PIN_TIMEOUT_DEFAULT`].
     pub pin_timeout: Duration,
     /// Time without a look at who is late that counts; see [`LOOK_GAP_MAX_DEFAULT`].

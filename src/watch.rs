@@ -46,7 +46,7 @@ pub enum Action {
         /// The request's number, for the reply.
         stream: u64,
     },
-    /// This READ waits for one block less.
+    /// One of the acks that this READ waits for is there.
     Release(WaitId),
     /// The watch under this registration is gone.
     Unregister {
@@ -78,7 +78,7 @@ pub struct LinkStats {
     /// The oldest state that is watched.
     pub oldest_at: Option<Tid>,
     /// Blocks that the client maps, or is told to map, at a revision.
-    pub pinned: usize,
+    pub pinned: u64,
     /// Pins that are sent or queued and not acked.
     pub owed: usize,
     /// Pins queued since the link was opened, unpins included.
@@ -110,7 +110,7 @@ pub struct WatchView {
     /// The state that it works at; `None`: its first set-up waits or runs.
     pub at: Option<Tid>,
     /// Blocks that the client maps, or is told to map, at a revision.
-    pub pinned: usize,
+    pub pinned: u64,
 }
 
 #[cfg(test)]

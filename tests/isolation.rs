@@ -405,6 +405,71 @@ fn the_command_watch_shows_pins_as_they_come() {
     place.expect_nothing_left();
 }
 
+#[test]
+fn more_pins_than_the_mount_allows_become_fewer_or_are_refused() {
+    if no_fuse("more_pins_than_the_mount_allows") {
+        return;
+    }
+    let place = Place::new();
+    let values = |changed: &[usize], new: u8| -> Vec<u8> {
+        (0..8).map(|block| if changed.contains(&block) { new } else { 1 }).collect()
+    };
+    commit(&place, &[1; 8]);
+    let t2 = commit(&place, &values(&[1, 4], 2));
+    let live = place.mount_with("m", &["--pins", "2"]);
+    commit_shown(&place, &live, &[3; 8]);
+    read(live.root(), "head", "a");
+    let watch = |at: &str| {
+        let mut child = place.command(&["watch", "m", "a", "--at", at]);
+        let mut child = Guarded(child.stdout(Stdio::piped()).spawn().unwrap());
+        let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+        [lines.next().unwrap().unwrap(), lines.next().unwrap().unwrap()]
+    };
+    // Blocks of two revisions by turns would be five pins.
+    assert_eq!(watch(&t2), [format!("pin  blocks 0-7  @{t2}"), format!("ok  @{t2}  {} bytes", 8 * BLOCK)]);
+    // Nothing is between these.
+    let t3 = live.at();
+    let shown = [3, 4, 3, 4, 3, 4, 3, 3];
+    commit_shown(&place, &live, &shown);
+    read(live.root(), "head", "a");
+    place.fails(&["watch", "m", "a", "--at", &t3], 3, "too many pins: 3 > 2; watch a later state");
+    place.ok(&["umount", "m"]);
+    place.expect_nothing_left();
+}
+
+#[test]
+fn a_file_of_very_many_blocks_that_shrinks_takes_no_memory_for_each() {
+    if no_fuse("a_file_of_very_many_blocks_that_shrinks") {
+        return;
+    }
+    let place = Place::empty();
+    place.ok(&["init", "s", "--block-size", "4K"]);
+    let commit_sized = |size: u64| {
+        let file = fs::File::create(place.path("source")).unwrap();
+        file.set_len(size).unwrap();
+        place.ok(&["commit", "s", "a=source"])
+    };
+    let size = 1 << 40;
+    let t1 = commit_sized(size);
+    let live = place.mount();
+    let mut child = place.command(&["watch", "m", "a", "--at", &t1]);
+    let mut child = Guarded(child.stdout(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+    let mut next = || lines.next().unwrap().unwrap();
+    assert_eq!(next(), format!("ok  @{t1}  {size} bytes"));
+    let t2 = commit_sized(4096);
+    assert_eq!(next(), format!("pin  blocks 1-{}  @{t1}", size / 4096 - 1));
+    wait_until("it is shown", || live.at() == t2);
+    assert_eq!(live.stat("pinned_blocks"), size / 4096 - 1);
+    // One byte for each block would be 256M.
+    let status = fs::read_to_string(format!("/proc/{}/status", live.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().strip_suffix(" kB").unwrap().parse().unwrap();
+    assert!(peak < 200 << 10, "{peak} kB");
+    place.ok(&["umount", "m"]);
+    place.expect_nothing_left();
+}
+
 /// Value of each sample of a text in the format of Prometheus; each has to be announced before.
 fn samples(text: &str) -> BTreeMap<String, f64> {
     let mut announced = BTreeMap::new();

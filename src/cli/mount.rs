@@ -55,6 +55,9 @@ pub struct MountArgs {
     /// Most memory for which blocks under head were read. Beyond it new watches pin more blocks than they need
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "64M")]
     pub tracking: u64,
+    /// Most pins with which a watch begins. Beyond it neighbours become one; what still has more is refused
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), default_value = "1048576")]
+    pub pins: u32,
     /// Append messages to this file
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
@@ -141,6 +144,8 @@ pub struct MountPlan {
     pub keep_history: Duration,
     /// Bound of what is remembered of reads, bytes.
     pub tracking_bytes: u64,
+    /// Bound of the pins with which a watch begins.
+    pub pins: usize,
     /// Where messages go; absolute.
     pub log: Option<PathBuf>,
     /// Owner of all files.
@@ -189,6 +194,7 @@ impl MountPlan {
             pin_timeout: args.pin_timeout,
             keep_history: args.keep_history,
             tracking_bytes: args.tracking,
+            pins: args.pins as usize,
             log: args.log.as_deref().map(std::path::absolute).transpose()?,
             uid: args.uid.unwrap_or_else(|| rustix::process::getuid().as_raw()),
             gid: args.gid.unwrap_or_else(|| rustix::process::getgid().as_raw()),
@@ -208,6 +214,7 @@ impl MountPlan {
         option("--pin-timeout", revfs_protocol::format_duration(self.pin_timeout).into());
         option("--keep-history", revfs_protocol::format_duration(self.keep_history).into());
         option("--tracking", self.tracking_bytes.to_string().into());
+        option("--pins", self.pins.to_string().into());
         option("--uid", self.uid.to_string().into());
         option("--gid", self.gid.to_string().into());
         if let Some(threads) = self.threads {
@@ -278,7 +285,7 @@ mod tests {
     fn the_process_in_the_background_gets_the_same_plan() {
         for line in [
             "mount s m",
-            "mount s m --create --allow-other --noexec --cache 64M --log l --uid 7 --gid 8 --threads 3 --pin-timeout 3s --keep-history 2h --tracking 5M --fault-read-delay 1m30s",
+            "mount s m --create --allow-other --noexec --cache 64M --log l --uid 7 --gid 8 --threads 3 --pin-timeout 3s --keep-history 2h --tracking 5M --pins 77 --fault-read-delay 1m30s",
             "mount --read-ahead 128K --max-read 64K -- -s -m",
         ] {
             let first = plan(&words(line));

@@ -256,6 +256,7 @@ fn start(plan: &MountPlan, in_background: bool) -> Result<Serving, CliError> {
         pin_timeout: plan.pin_timeout,
         look_gap_max: LOOK_GAP_MAX_DEFAULT,
         tracking_bytes_max: plan.tracking_bytes,
+        pins_max: plan.pins,
         processes: Some(Arc::new(HostProcesses::default())),
         peer: plan.peer.as_ref().map(peer_manners),
     };

@@ -101,6 +101,7 @@ fn plan(args: &[OsString]) -> Result<Option<MountPlan>, FlagError> {
         pin_timeout: values.duration("pintimeout").unwrap_or(crate::server::PIN_TIMEOUT_DEFAULT),
         keep_history: values.duration("keep-history").unwrap_or(Duration::ZERO),
         tracking_bytes: TRACKING_BYTES,
+        pins: crate::server::PINS_MAX_DEFAULT,
         log,
         uid: rustix::process::getuid().as_raw(),
         gid: rustix::process::getgid().as_raw(),

@@ -223,7 +223,7 @@ fn stats(server: &Server, inodes: &Inodes) -> String {
         ("ZHeadLink", server.tid_streams() as u64),
         ("WatchLink", gauges.links as u64),
         ("Watch", gauges.watches as u64),
-        ("PinnedBlk", gauges.pinned_blocks as u64),
+        ("PinnedBlk", gauges.pinned_blocks),
         ("pin", server.stats().pins.load(Ordering::Relaxed)),
         ("pinkill", server.kills()),
     ];

@@ -13,6 +13,7 @@ use revfs_protocol::{BlockIndex, BlockSpan, FileId, Tid};
 use super::links::WatchLink;
 use super::parked::{EarlySlot, OnEnd, Outcome};
 use super::peer::Upload;
+use super::setup::coarsened;
 use super::stats::ReadTimer;
 use super::tracking::{ReadBytes, UnderWay, blocks_of};
 use super::{FileView, Server, Stats};
@@ -276,8 +277,9 @@ impl Server {
             let targets = self.targets(file, at, &unknown).unwrap_or_else(|error| {
                 // Always right, for any revision in which a block does not change up to `at` is; only less shared.
                 log::warn!("blocks of file {file} are pinned @{at}: {error}");
-                unknown.iter().map(|block| (*block, at)).collect()
+                unknown.iter().map(|blocks| (*blocks, at)).collect()
             });
+            let targets = coarsened(targets, at, self.options.pins_max);
             let now = self.options.clock.monotonic();
             let pinned = link.with(self, |state, actions| {
                 let pinned = state.read_pin(now, (file, serial), &targets, wait, actions);
@@ -294,19 +296,12 @@ impl Server {
         &self,
         file: FileId,
         at: Tid,
-        blocks: &[BlockIndex],
-    ) -> Result<Vec<(BlockIndex, Tid)>, ReadError> {
+        blocks: &[BlockSpan],
+    ) -> Result<Vec<(BlockSpan, Tid)>, ReadError> {
         let old = self.rev_file(file, at)?;
         let mut targets = Vec::with_capacity(blocks.len());
-        let mut rest = blocks.iter().copied().peekable();
-        while let Some(first) = rest.next() {
-            let mut last = first;
-            while let Some(next) = rest.next_if(|block| last.next() == Some(*block)) {
-                last = next;
-            }
-            for (span, rev) in self.history.pins_at(&old, BlockSpan { first, last })? {
-                targets.extend(span.blocks().map(|block| (block, rev)));
-            }
+        for span in blocks {
+            targets.extend(self.history.pins_at(&old, *span)?);
         }
         Ok(targets)
     }

@@ -23,6 +23,8 @@ use crate::store::{CommitInfo, ReadError, ReadTxn};
 const BLOCKS_STEP: u64 = 1 << 16;
 /// More blocks in a row are looked up in the store, which walks them in order.
 const INDEXED_BLOCKS_MAX: u64 = 256;
+/// The same where only the window is answered for, and revisions are to be exact.
+const WINDOW_BLOCKS_MAX: u64 = 1 << 20;
 
 /// The change index, and the way past its tail.
 #[derive(Debug)]
@@ -176,9 +178,9 @@ impl History {
         let mut revs = Vec::new();
         for block in span.blocks() {
             match self.indexed_rev(txn, file, block, txn.at()) {
-                Ok(known) if known.exact => revs.push((BlockSpan::one(block), known.rev)),
+                Ok(known) if known.exact => append(&mut revs, BlockSpan::one(block), known.rev),
                 // No change of the window is missing but those up to the tail.
-                Ok(known) => revs.push((BlockSpan::one(block), known.rev.max(only.oldest()))),
+                Ok(known) => append(&mut revs, BlockSpan::one(block), known.rev.max(only.oldest())),
                 Err(_) => return revs_of(txn, file, span),
             }
         }
@@ -193,12 +195,7 @@ impl History {
         for (block, bound) in revs.iter().flat_map(|(span, rev)| span.blocks().map(|block| (block, *rev))) {
             let known = index.block_rev_at(txn, file, block, txn.at());
             let rev = known.map_or(bound, |known| bound.min(known.rev.max(since)));
-            match sharper.last_mut() {
-                Some((before, same)) if *same == rev && before.last.next() == Some(block) => {
-                    before.last = block;
-                }
-                _ => sharper.push((BlockSpan::one(block), rev)),
-            }
+            append(&mut sharper, BlockSpan::one(block), rev);
         }
         sharper
     }
@@ -266,6 +263,11 @@ impl History {
         if let Some(only) = &self.only {
             let begun = only.start.max(old.meta.created).min(at);
             let mut pins = Vec::new();
+            if span.count().raw() > WINDOW_BLOCKS_MAX {
+                let known = of_store(span)?;
+                known.into_iter().for_each(|(span, rev)| append(&mut pins, span, rev.max(begun).min(at)));
+                return Ok(pins);
+            }
             for block in span.blocks() {
                 let rev = match self.indexed_rev(&old.txn, file, block, at) {
                     Ok(known) if known.exact => known.rev,
@@ -273,7 +275,7 @@ impl History {
                     Ok(known) if known.rev <= only.start && only.oldest() == only.start => begun,
                     _ => of_store(BlockSpan::one(block))?.first().map_or(at, |(_, rev)| begun.max(*rev)),
                 };
-                pins.push((BlockSpan::one(block), rev.min(at)));
+                append(&mut pins, BlockSpan::one(block), rev.min(at));
             }
             return Ok(pins);
         }
@@ -284,9 +286,12 @@ impl History {
         let mut pins: Vec<(BlockSpan, Tid)> = Vec::new();
         for block in span.blocks() {
             match self.indexed_rev(&old.txn, file, block, at) {
-                Ok(known) if known.exact => pins.push((BlockSpan::one(block), known.rev)),
+                Ok(known) if known.exact => append(&mut pins, BlockSpan::one(block), known.rev),
                 // Not in the window: whatever is wrong with the index, the store knows.
-                _ => pins.extend(of_store(BlockSpan::one(block))?),
+                _ => {
+                    let known = of_store(BlockSpan::one(block))?;
+                    known.into_iter().for_each(|(span, rev)| append(&mut pins, span, rev));
+                }
             }
         }
         Ok(pins)
@@ -344,6 +349,16 @@ fn common(spans: &[BlockSpan], slice: &FileSlice) -> Vec<BlockSpan> {
     found
 }
 
+/// Adds blocks with one revision; they are one run with the ones before if these have it too.
+fn append(runs: &mut Vec<(BlockSpan, Tid)>, blocks: BlockSpan, rev: Tid) {
+    match runs.last_mut() {
+        Some((before, same)) if *same == rev && before.last.next() == Some(blocks.first) => {
+            before.last = blocks.last;
+        }
+        _ => runs.push((blocks, rev)),
+    }
+}
+
 /// Blocks of a file with the tid at which each changed last, as runs in order.
 pub(super) fn revs_of(
     txn: &ReadTxn,
@@ -356,12 +371,7 @@ pub(super) fn revs_of(
         let count = (span.last.raw() - first).saturating_add(1).min(BLOCKS_STEP);
         for run in txn.blocks(file, BlockIndex::new(first), BlockCount::new(count))? {
             let last = BlockIndex::new(run.first.raw() + (run.count - 1));
-            match revs.last_mut() {
-                Some((before, rev)) if *rev == run.rev && before.last.next() == Some(run.first) => {
-                    before.last = last;
-                }
-                _ => revs.push((BlockSpan { first: run.first, last }, run.rev)),
-            }
+            append(&mut revs, BlockSpan { first: run.first, last }, run.rev);
         }
         first += count;
     }

@@ -16,9 +16,6 @@ use super::{FileView, Server};
 use crate::store::ReadError;
 use crate::watch::{MovedFrom, SetupRequest, SetupStart, UNKNOWN_FILE};
 
-/// Most runs of blocks that a watch may begin with pinned.
-const PINS_MAX: usize = 1 << 20;
-
 /// Set-ups that wait for `head/at`.
 #[derive(Debug, Default)]
 pub(super) struct Setups {
@@ -75,8 +72,8 @@ enum SetupError {
     Unknown,
     #[error("file epoch detected @{rev} in between (at,head=@{head}]")]
     Epoch { rev: Tid, head: Tid },
-    #[error("too many pins: {count} > {PINS_MAX}; watch a later state")]
-    TooManyPins { count: usize },
+    #[error("too many pins: {count} > {max}; watch a later state")]
+    TooManyPins { count: usize, max: usize },
     #[error(transparent)]
     Read(#[from] ReadError),
 }
@@ -162,8 +159,9 @@ impl Server {
         }
         let old = self.rev_file(file, at)?;
         let pins = self.initial_pins(&view, &old)?;
-        if pins.len() > PINS_MAX {
-            return Err(SetupError::TooManyPins { count: pins.len() });
+        let max = self.options.pins_max;
+        if pins.len() > max {
+            return Err(SetupError::TooManyPins { count: pins.len(), max });
         }
         Ok(Prepared { pins, size: old.meta.size, head, tracked })
     }
@@ -202,12 +200,50 @@ impl Server {
         for changed in self.history.changed(head, old.txn.at(), tracked)? {
             pins.extend(self.history.pins_at(old, changed)?);
         }
-        Ok(pins)
+        Ok(coarsened(pins, old.txn.at(), self.options.pins_max))
     }
+}
+
+/// Pins of blocks as of the state `at`. If they are more than `max`, neighbours are one, pinned at `at`: that shows each block as
+/// well, but shares less with who works at other states.
+pub(super) fn coarsened(mut pins: Vec<(BlockSpan, Tid)>, at: Tid, max: usize) -> Vec<(BlockSpan, Tid)> {
+    if pins.len() <= max {
+        return pins;
+    }
+    pins.sort_unstable_by_key(|(span, _)| span.first);
+    let mut few: Vec<(BlockSpan, Tid)> = Vec::new();
+    for (span, _) in pins {
+        match few.last_mut() {
+            Some((before, _)) if before.last.next().is_none_or(|next| span.first <= next) => {
+                before.last = before.last.max(span.last);
+            }
+            _ => few.push((span, at)),
+        }
+    }
+    few
 }
 
 /// The blocks that hold bytes `[from, to)` of a file.
 pub(super) fn blocks_between(block_size: BlockSize, from: u64, to: u64) -> Option<BlockSpan> {
     let last = to.checked_sub(1).filter(|last| *last >= from)?;
     Some(BlockSpan { first: block_size.block_of(from), last: block_size.block_of(last) })
+}
+
+#[cfg(test)]
+mod tests {
+    use revfs_protocol::BlockIndex;
+
+    use super::*;
+
+    #[test]
+    fn too_many_pins_become_few_at_the_state_itself() {
+        let span = |first, last| BlockSpan { first: BlockIndex::new(first), last: BlockIndex::new(last) };
+        let at = Tid::from_raw(9);
+        let pins = [(7, 8, 3), (0, 2, 1), (3, 3, 2), (4, 4, 1), (8, 9, 2)];
+        let pins: Vec<_> = pins.map(|(first, last, rev)| (span(first, last), Tid::from_raw(rev))).to_vec();
+        assert_eq!(coarsened(pins.clone(), at, 5), pins);
+        assert_eq!(coarsened(pins, at, 4), [(span(0, 4), at), (span(7, 9), at)]);
+        let end = vec![(span(5, u64::MAX), Tid::ZERO), (span(u64::MAX, u64::MAX), Tid::ZERO)];
+        assert_eq!(coarsened(end, at, 1), [(span(5, u64::MAX), at)]);
+    }
 }

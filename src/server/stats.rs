@@ -161,7 +161,7 @@ pub struct Gauges {
     /// Pins that are queued or sent and not acked.
     pub pins_owed: usize,
     /// Blocks that are pinned, or about to be.
-    pub pinned_blocks: usize,
+    pub pinned_blocks: u64,
     /// READs that wait for acks.
     pub reads_waiting: usize,
     /// Blocks that were read, which a set-up may have to pin.
@@ -186,7 +186,7 @@ impl Gauges {
             figure("watches", "Watches that are set up.", watches as u64),
             figure("setups_waiting", "Set-ups that wait for head/at.", setups_waiting as u64),
             figure("pins_owed", "Pins that are queued or sent and not acked.", pins_owed as u64),
-            figure("pinned_blocks", "Blocks that are pinned, or about to be.", pinned_blocks as u64),
+            figure("pinned_blocks", "Blocks that are pinned, or about to be.", pinned_blocks),
             figure("reads_waiting", "READs that wait for acks.", reads_waiting as u64),
             figure(
                 "tracked_blocks",
@@ -205,7 +205,12 @@ impl Server {
             watches: self.links.watches(),
             setups_waiting: self.setups.count(),
             pins_owed: self.links.all().iter().map(|link| link.stats().owed).sum(),
-            pinned_blocks: self.links.all().iter().map(|link| link.stats().pinned).sum(),
+            pinned_blocks: self
+                .links
+                .all()
+                .iter()
+                .map(|link| link.stats().pinned)
+                .fold(0, u64::saturating_add),
             reads_waiting: self.parked.count(),
             tracked_blocks: self.tracking.blocks(),
         }

@@ -125,6 +125,7 @@ fn options(
         // Time is told to jump.
         look_gap_max: Duration::MAX,
         tracking_bytes_max: TRACKING_BYTES_MAX_DEFAULT,
+        pins_max: PINS_MAX_DEFAULT,
         history: TailOptions::default(),
         processes,
         peer: None,

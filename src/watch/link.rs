@@ -3,11 +3,11 @@
 //! Invariant: a client is at fault only for a pin that it still owes (rules 13, 16). Once at fault nothing it sends
 //! counts any more, and who waits for it waits until [`Link::dead`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use revfs_protocol::{
-    BlockIndex, BlockSpan, ClientRequest, Closing, FileId, Frame, LINE_BYTES_MAX, LineBuffer, OkReply, PinTo,
+    BlockSpan, ClientRequest, Closing, FileId, Frame, LINE_BYTES_MAX, LineBuffer, OkReply, PinTo,
     ServerMessage, Tid, is_ack,
 };
 
@@ -20,6 +20,9 @@ use super::{Action, Fault, LinkStats, LinkView, Serial, WaitId, WatchView};
 pub const UNKNOWN_FILE: &str = "file not yet known to wcfs or is not a ZBigFile";
 /// Replies that a client may leave unread before its link is closed.
 const UNREAD_REPLIES_MAX: usize = 4096;
+/// Most pins that are on their way; others wait until one of these is acked. A client that knows no ranges may have to be told of
+/// each of billions of blocks.
+const PINS_ON_WAY_MAX: usize = 1 << 16;
 /// Longest that a client that closed its link may take to end, before the first signal.
 const EOF_GRACE_MAX: Duration = Duration::from_secs(3);
 
@@ -64,6 +67,14 @@ struct Owed {
     due: Duration,
 }
 
+/// Blocks whose pins are not queued yet; else they are as if these were on their way.
+#[derive(Clone, Copy, Debug)]
+struct Unsent {
+    file: FileId,
+    blocks: BlockSpan,
+    to: PinTo,
+}
+
 /// One open of `head/watch`.
 #[derive(Debug)]
 pub struct Link {
@@ -74,6 +85,8 @@ pub struct Link {
     pub(super) watches: HashMap<FileId, Watch>,
     /// By id: ids ascend, and so do their times, all of which are put off together.
     owed: BTreeMap<u64, Owed>,
+    /// In the order in which they are to be sent; none while there is room among `owed`.
+    unsent: VecDeque<Unsent>,
     /// Before this the oldest of them is not overdue: it has its own time from when it became that.
     oldest_due: Duration,
     last_pin: u64,
@@ -97,6 +110,7 @@ impl Link {
             outbox: Outbox::default(),
             watches: HashMap::new(),
             owed: BTreeMap::new(),
+            unsent: VecDeque::new(),
             oldest_due: Duration::ZERO,
             last_pin: 0,
             slowest: Duration::ZERO,
@@ -145,7 +159,7 @@ impl Link {
         LinkStats {
             watches: set_up.clone().count(),
             oldest_at: set_up.map(|(at, _)| at).min(),
-            pinned: self.watches.values().map(|watch| watch.pins.len()).sum(),
+            pinned: self.watches.values().map(|watch| watch.pins.len()).fold(0, u64::saturating_add),
             owed: self.owed.len(),
             pins: self.pins(),
         }
@@ -200,7 +214,10 @@ impl Link {
                 Some(Err(too_long)) => return self.bad_input(&too_long.to_string(), actions),
             };
             match Frame::parse(&line[..len]) {
-                Ok(frame) => self.frame(now, &frame, foreign, actions),
+                Ok(frame) => {
+                    self.frame(now, &frame, foreign, actions);
+                    self.send_more(now, actions);
+                }
                 Err(error) => self.bad_input(&error.to_string(), actions),
             }
         }
@@ -296,6 +313,7 @@ impl Link {
             actions.push(Action::Unregister { file, serial });
         }
         self.owed.retain(|_, owed| owed.file != file);
+        self.unsent.retain(|unsent| unsent.file != file);
         self.outbox.drop_pins(file);
         for waiter in watch.pins.take_waiters() {
             if let Waiter::Read(wait) = waiter {
@@ -319,17 +337,12 @@ impl Link {
         actions.push(Action::Acked(took));
         let Some(watch) = self.watches.get_mut(&owed.file) else { return };
         let mut released = Vec::new();
-        let mut send = Vec::new();
-        for block in owed.blocks.blocks() {
-            if let Some(next) = watch.pins.acked(block, &mut released) {
-                send.push((block, next));
-            }
-        }
+        let send = watch.pins.acked(owed.blocks, &mut released);
         self.send_pins(now, owed.file, send, actions);
         for waiter in released {
             match waiter {
                 Waiter::Read(wait) => actions.push(Action::Release(wait)),
-                Waiter::Setup => self.setup_acked(owed.file, actions),
+                Waiter::Setup => self.setup_done(owed.file, actions),
             }
         }
     }
@@ -340,24 +353,37 @@ impl Link {
         &mut self,
         now: Duration,
         file: FileId,
-        mut pins: Vec<(BlockIndex, PinTo)>,
+        mut pins: Vec<(BlockSpan, PinTo)>,
         actions: &mut Vec<Action>,
     ) {
-        if pins.is_empty() {
+        pins.sort_unstable_by_key(|(blocks, _)| blocks.first);
+        let mut pins = pins.into_iter().peekable();
+        while let Some((mut blocks, to)) = pins.next() {
+            while let Some((next, _)) =
+                pins.next_if(|(next, other)| blocks.last.next() == Some(next.first) && *other == to)
+            {
+                blocks.last = next.last;
+            }
+            self.unsent.push_back(Unsent { file, blocks, to });
+        }
+        self.send_more(now, actions);
+    }
+
+    /// Queues as many of the pins that are to be sent as may be on their way.
+    fn send_more(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        if self.over || self.faulted || self.unsent.is_empty() {
             return;
         }
-        pins.sort_unstable_by_key(|(block, _)| *block);
         let due = now.saturating_add(self.options.pin_timeout);
-        let mut pins = pins.into_iter().peekable();
-        while let Some((first, to)) = pins.next() {
-            let mut last = first;
-            while self.extensions.range
-                && let Some((next, _)) =
-                    pins.next_if(|(block, next)| last.next() == Some(*block) && *next == to)
+        while self.owed.len() < PINS_ON_WAY_MAX
+            && let Some(Unsent { file, mut blocks, to }) = self.unsent.pop_front()
+        {
+            if !self.extensions.range
+                && let Some(first) = blocks.first.next().filter(|next| *next <= blocks.last)
             {
-                last = next;
+                self.unsent.push_front(Unsent { file, blocks: BlockSpan { first, ..blocks }, to });
+                blocks.last = blocks.first;
             }
-            let blocks = BlockSpan { first, last };
             self.last_pin += 2;
             self.owed.insert(self.last_pin, Owed { file, blocks, to, since: now, due });
             self.outbox.push(Out::Pin { id: self.last_pin, file, blocks, to });
@@ -439,6 +465,7 @@ impl Link {
             self.drop_watch(file, watch, false, actions);
         }
         self.owed.clear();
+        self.unsent.clear();
         actions.extend(self.death_waiters.drain(..).map(Action::Release));
         actions.push(Action::Readable);
     }

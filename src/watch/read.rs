@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use revfs_protocol::{BlockIndex, BlockSpan, FileId, PinTo, Tid};
+use revfs_protocol::{BlockSpan, FileId, PinTo, Tid};
 
 use super::pins::Waiter;
 use super::{Action, Link, Serial, WaitId};
@@ -17,10 +17,10 @@ pub struct ReadNeed {
     pub at: Tid,
     /// The registration that this is true for.
     pub serial: Serial,
-    /// Acks that the READ waits for so far.
+    /// How many times [`Action::Release`] is to come for the READ so far.
     pub waits: usize,
-    /// Blocks whose revision at `at` is to be found, for [`Link::read_pin`].
-    pub unknown: Vec<BlockIndex>,
+    /// Blocks whose revision at `at` is to be found, for [`Link::read_pin`]; in order.
+    pub unknown: Vec<BlockSpan>,
 }
 
 /// The watch moved or is gone: ask again.
@@ -36,28 +36,29 @@ impl Link {
         let watch = self.watches.get_mut(&file)?;
         let (at, serial) = watch.registered?;
         let mut need = ReadNeed { at, serial, waits: 0, unknown: Vec::new() };
-        let dying = self.faulted;
+        let mut waits_for_death = false;
         for (span, _) in revs.iter().filter(|(_, rev)| *rev > at) {
-            for block in span.blocks() {
-                match watch.pins.target(block, serial) {
+            for (blocks, known) in watch.pins.targets(*span, serial) {
+                match known {
                     Some((PinTo::Rev(_), true)) => {}
                     // It will map nothing any more: others wait until it is dead (rule 16).
-                    _ if dying => {
-                        self.death_waiters.push(wait);
-                        need.waits += 1;
-                    }
+                    _ if self.faulted => waits_for_death = true,
                     Some((PinTo::Rev(_), false)) => {
-                        need.waits += usize::from(watch.pins.wait(block, Waiter::Read(wait)));
+                        need.waits += usize::from(watch.pins.wait(blocks, Waiter::Read(wait)));
                     }
-                    Some((PinTo::Head, _)) | None => need.unknown.push(block),
+                    Some((PinTo::Head, _)) | None => need.unknown.push(blocks),
                 }
             }
+        }
+        if waits_for_death {
+            self.death_waiters.push(wait);
+            need.waits += 1;
         }
         Some(need)
     }
 
     /// Pins blocks for a READ: each to the revision that it has at the state told by [`Link::read_begin`]. Answers
-    /// how many acks the READ waits for.
+    /// how many times [`Action::Release`] is to come for it.
     ///
     /// # Errors
     /// [`Moved`]: nothing was done.
@@ -65,7 +66,7 @@ impl Link {
         &mut self,
         now: Duration,
         (file, serial): (FileId, Serial),
-        targets: &[(BlockIndex, Tid)],
+        targets: &[(BlockSpan, Tid)],
         wait: WaitId,
         actions: &mut Vec<Action>,
     ) -> Result<usize, Moved> {
@@ -80,16 +81,16 @@ impl Link {
         }
         let mut send = Vec::new();
         let mut waits = 0;
-        for (block, rev) in targets {
-            assert!(*rev <= at, "a pin of block {block} to @{rev} for a client at @{at}");
+        for (span, rev) in targets {
+            assert!(*rev <= at, "a pin of {span:?} to @{rev} for a client at @{at}");
             let to = PinTo::Rev(*rev);
-            // Another READ may have been faster.
-            if watch.pins.target(*block, serial).is_none_or(|(newest, _)| newest == PinTo::Head)
-                && watch.pins.aim(*block, to, serial)
-            {
-                send.push((*block, to));
+            for (blocks, known) in watch.pins.targets(*span, serial) {
+                // Another READ may have been faster.
+                if known.is_none_or(|(newest, _)| newest == PinTo::Head) {
+                    send.extend(watch.pins.aim(blocks, to, serial).into_iter().map(|blocks| (blocks, to)));
+                }
             }
-            waits += usize::from(watch.pins.wait(*block, Waiter::Read(wait)));
+            waits += usize::from(watch.pins.wait(*span, Waiter::Read(wait)));
         }
         self.send_pins(now, file, send, actions);
         Ok(waits)

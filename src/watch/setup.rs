@@ -54,8 +54,6 @@ struct Running {
     moved: bool,
     /// Size of the file at `at`, bytes, for clients that asked.
     size: u64,
-    /// Pins that were to be sent are queued; now it waits for so many acks.
-    acks: Option<usize>,
 }
 
 impl Watch {
@@ -88,7 +86,7 @@ impl Link {
         let watch = self.watches.entry(file).or_default();
         match watch.running {
             None => {
-                watch.running = Some(Running { request, moved: false, size: 0, acks: None });
+                watch.running = Some(Running { request, moved: false, size: 0 });
                 actions.push(Action::Setup(request));
             }
             Some(_) => watch.queued.push_back(request),
@@ -156,37 +154,22 @@ impl Link {
         for (span, rev) in pins {
             assert!(*rev <= request.at, "a pin of {span:?} to @{rev} for a client at @{}", request.at);
             let to = PinTo::Rev(*rev);
-            send.extend(span.blocks().filter(|b| watch.pins.aim(*b, to, serial)).map(|block| (block, to)));
+            send.extend(watch.pins.aim(*span, to, serial).into_iter().map(|blocks| (blocks, to)));
         }
         // What a READ pinned since the move stays: its head may be newer than the one that `pins` was found with.
-        for block in watch.pins.left_over(serial) {
-            if watch.pins.aim(block, PinTo::Head, serial) {
-                send.push((block, PinTo::Head));
-            }
+        for span in watch.pins.left_over(serial) {
+            let unpinned = watch.pins.aim(span, PinTo::Head, serial);
+            send.extend(unpinned.into_iter().map(|blocks| (blocks, PinTo::Head)));
         }
-        let acks = watch.pins.wait_for_all(Waiter::Setup);
-        if let Some(running) = &mut watch.running {
-            running.acks = Some(acks);
-        }
+        let waits = watch.pins.wait_for_all(Waiter::Setup);
         self.send_pins(now, request.file, send, actions);
-        if acks == 0 {
+        if !waits {
             self.setup_done(request.file, actions);
         }
     }
 
-    /// One ack less to wait for.
-    pub(super) fn setup_acked(&mut self, file: FileId, actions: &mut Vec<Action>) {
-        let Some(running) = self.watches.get_mut(&file).and_then(|watch| watch.running.as_mut()) else {
-            return;
-        };
-        let Some(acks) = &mut running.acks else { return };
-        *acks = acks.saturating_sub(1);
-        if *acks == 0 {
-            self.setup_done(file, actions);
-        }
-    }
-
-    fn setup_done(&mut self, file: FileId, actions: &mut Vec<Action>) {
+    /// All acks that the set-up under way waited for are there.
+    pub(super) fn setup_done(&mut self, file: FileId, actions: &mut Vec<Action>) {
         let Some(running) = self.watches.get_mut(&file).and_then(|watch| watch.running.take()) else {
             return;
         };
@@ -200,7 +183,7 @@ impl Link {
         let Some(watch) = self.watches.get_mut(&file) else { return };
         match watch.queued.pop_front() {
             Some(request) => {
-                watch.running = Some(Running { request, moved: false, size: 0, acks: None });
+                watch.running = Some(Running { request, moved: false, size: 0 });
                 actions.push(Action::Setup(request));
             }
             None if watch.is_unused() => {

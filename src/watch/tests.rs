@@ -23,6 +23,7 @@ use super::*;
 
 mod frames;
 mod noise;
+mod runs;
 
 const BLOCKS: usize = 8;
 /// Pages of a block: another READ may ask for the other one while the first waits.
@@ -60,7 +61,7 @@ enum Read {
     Track,
     TakeHead,
     Ask { head: usize, link: usize },
-    Pin { head: usize, link: usize, need: ReadNeed, targets: Vec<(BlockIndex, Tid)> },
+    Pin { head: usize, link: usize, need: ReadNeed, targets: Vec<(BlockSpan, Tid)> },
     Wait { head: usize },
 }
 
@@ -261,7 +262,9 @@ impl World {
                     Some(need) => {
                         read.acks += need.waits as i64;
                         let at = need.at.raw() as usize;
-                        let targets = need.unknown.iter().map(|b| (*b, tid(self.rev(b.raw() as usize, at))));
+                        let unknown = need.unknown.iter().flat_map(|span| span.blocks());
+                        let targets =
+                            unknown.map(|b| (BlockSpan::one(b), tid(self.rev(b.raw() as usize, at))));
                         let targets = targets.collect();
                         Read::Pin { head, link, need, targets }
                     }

@@ -39,6 +39,7 @@ impl TestMount {
             pin_timeout: revfs::server::PIN_TIMEOUT_DEFAULT,
             look_gap_max: revfs::server::LOOK_GAP_MAX_DEFAULT,
             tracking_bytes_max: revfs::server::TRACKING_BYTES_MAX_DEFAULT,
+            pins_max: revfs::server::PINS_MAX_DEFAULT,
             history: revfs::delta::TailOptions::default(),
             processes: None,
             peer: None,

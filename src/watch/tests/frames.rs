@@ -260,35 +260,82 @@ fn a_target_of_an_earlier_registration_counts_no_more() {
     assert_eq!(link.setup_start(&request, &mut Vec::new()), SetupStart::Go);
     assert!(link.setup_move(&request, 0).is_some());
     let moved = link.read_begin(FILE, &revs, WaitId(2)).unwrap();
-    assert_eq!((moved.at, moved.unknown), (at(5), vec![block(7)]));
+    assert_eq!((moved.at, moved.unknown), (at(5), vec![BlockSpan::one(block(7))]));
+}
+
+#[test]
+fn a_block_whose_unpin_is_on_its_way_is_pinned_again_behind_it() {
+    let mut link = owing();
+    assert_eq!(say(&mut link, "2 ack\n").0, "1 ok\n");
+    let (_, actions) = say(&mut link, "3 watch 000000000000000f @0000000000000005\n");
+    set_up(&mut link, &setup_of(&actions), &[]);
+    assert_eq!(say(&mut link, "").0, "4 pin 000000000000000f #7 @head\n");
+    let seven = BlockSpan::one(block(7));
+    let need = link.read_begin(FILE, &[(seven, at(9))], WaitId(1)).unwrap();
+    assert_eq!((need.at, need.waits, need.unknown), (at(5), 0, vec![seven]));
+    let mut actions = Vec::new();
+    let targets = [(seven, at(4))];
+    assert_eq!(link.read_pin(NOW, (FILE, need.serial), &targets, WaitId(1), &mut actions), Ok(1));
+    let (heard, actions) = say(&mut link, "4 ack\n");
+    assert_eq!(heard, "6 pin 000000000000000f #7 @0000000000000004\n3 ok\n", "the set-up wanted no more");
+    assert!(!actions.contains(&Action::Release(WaitId(1))), "{actions:?}");
+    let (_, actions) = say(&mut link, "6 ack\n");
+    assert!(actions.contains(&Action::Release(WaitId(1))), "{actions:?}");
+}
+
+#[test]
+fn who_needs_a_pin_of_a_client_at_fault_waits_for_its_death_once() {
+    let mut link = owing();
+    say(&mut link, "2 nak\n");
+    let revs = [(BlockSpan { first: block(1), last: block(9) }, at(9))];
+    let need = link.read_begin(FILE, &revs, WaitId(1)).unwrap();
+    assert_eq!((need.waits, need.unknown), (1, vec![]));
+    // Between the question and the pin it comes to that too.
+    let pinned = link.read_pin(NOW, (FILE, need.serial), &[(revs[0].0, at(1))], WaitId(2), &mut Vec::new());
+    assert_eq!(pinned, Ok(1));
+    let mut actions = Vec::new();
+    link.dead(&mut actions);
+    for wait in [1, 2] {
+        assert_eq!(
+            actions.iter().filter(|action| **action == Action::Release(WaitId(wait))).count(),
+            1,
+            "{actions:?}"
+        );
+    }
 }
 
 #[test]
 fn a_block_has_one_pin_on_its_way_and_one_newest_target() {
     let (serial, rev) = (Serial(1), |raw| PinTo::Rev(at(raw)));
+    let one = BlockSpan::one(block(1));
+    let aim = |pins: &mut Pins, to| !pins.aim(one, to, serial).is_empty();
+    let acked = |pins: &mut Pins, released: &mut Vec<Waiter>| {
+        let next = pins.acked(one, released);
+        next.first().map(|(_, to)| *to)
+    };
     let mut pins = Pins::default();
     let mut released = Vec::new();
-    assert!(!pins.aim(block(1), PinTo::Head, serial), "it is there");
-    assert!(pins.aim(block(1), rev(1), serial), "sent");
-    assert!(!pins.aim(block(1), rev(2), serial), "queued behind it");
-    assert!(pins.wait(block(1), Waiter::Read(WaitId(2))));
-    assert!(!pins.aim(block(1), rev(3), serial), "replaces what is queued");
-    assert_eq!(pins.acked(block(1), &mut released), Some(rev(3)));
+    assert!(!aim(&mut pins, PinTo::Head), "it is there");
+    assert!(aim(&mut pins, rev(1)), "sent");
+    assert!(!aim(&mut pins, rev(2)), "queued behind it");
+    assert!(pins.wait(one, Waiter::Read(WaitId(2))));
+    assert!(!aim(&mut pins, rev(3)), "replaces what is queued");
+    assert_eq!(acked(&mut pins, &mut released), Some(rev(3)));
     assert_eq!(released, [], "its target was replaced, and that is not acked yet");
-    assert_eq!(pins.acked(block(1), &mut released), None);
+    assert_eq!(acked(&mut pins, &mut released), None);
     assert_eq!(released, [Waiter::Read(WaitId(2))]);
-    assert!(!pins.wait(block(1), Waiter::Setup), "nothing to wait for");
+    assert!(!pins.wait(one, Waiter::Setup), "nothing to wait for");
     // Back to what is on its way: nothing more is to be sent.
-    assert!(pins.aim(block(1), rev(4), serial));
-    assert!(!pins.aim(block(1), rev(5), serial));
-    assert!(!pins.aim(block(1), rev(4), serial));
-    assert_eq!(pins.acked(block(1), &mut released), None);
+    assert!(aim(&mut pins, rev(4)));
+    assert!(!aim(&mut pins, rev(5)));
+    assert!(!aim(&mut pins, rev(4)));
+    assert_eq!(acked(&mut pins, &mut released), None);
     // Who waits for what is on its way does not wait for what comes behind it.
-    assert!(pins.aim(block(1), rev(6), serial));
-    assert!(pins.wait(block(1), Waiter::Setup));
-    assert!(!pins.aim(block(1), PinTo::Head, serial));
+    assert!(aim(&mut pins, rev(6)));
+    assert!(pins.wait(one, Waiter::Setup));
+    assert!(!aim(&mut pins, PinTo::Head));
     released.clear();
-    assert_eq!(pins.acked(block(1), &mut released), Some(PinTo::Head));
+    assert_eq!(acked(&mut pins, &mut released), Some(PinTo::Head));
     assert_eq!(released, [Waiter::Setup]);
-    assert_eq!((pins.acked(block(1), &mut released), pins.len()), (None, 0), "head has no entry");
+    assert_eq!((acked(&mut pins, &mut released), pins.len()), (None, 0), "head has no entry");
 }
