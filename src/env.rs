@@ -113,6 +113,16 @@ pub fn sleep(duration: Duration) {
     std::thread::sleep(duration);
 }
 
+/// Passes some microseconds. Others that wait for the processor get it; a sleep would end some tens of microseconds late, on a
+/// processor that has to be woken.
+pub fn linger(duration: Duration) {
+    let clock = SystemClock::shared();
+    let end = clock.monotonic() + duration;
+    while clock.monotonic() < end {
+        std::thread::yield_now();
+    }
+}
+
 /// From now on waits of this thread end when they should, not up to 50 us later, as the kernel has it otherwise.
 pub fn wake_precisely() {
     // Later is as right.

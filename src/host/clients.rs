@@ -5,7 +5,9 @@
 //! `/proc`: the kernel tells a FUSE server of them by INTERRUPT only, which the crate fuser does not take.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, PoisonError, Weak};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, OnceLock, PoisonError, Weak};
 
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -16,12 +18,32 @@ use super::users::name_of;
 use crate::env;
 use crate::server::{BusyThread, ClientProcess, Processes};
 
+/// Longest text of /proc/loadavg, bytes.
+const LOAD_BYTES_MAX: usize = 128;
+
 /// The processes of this machine.
 #[derive(Debug, Default)]
 pub struct HostProcesses {
     /// Those that have links: one descriptor for each, however many links it has.
     // Leaf lock: held for one look-up or change.
     known: Mutex<HashMap<u32, Weak<Process>>>,
+    load: OnceLock<Load>,
+}
+
+/// What is looked at while a commit waits: to ask how many processors there are reads files of cgroups, some 80 us.
+#[derive(Debug)]
+struct Load {
+    /// /proc/loadavg.
+    file: Option<File>,
+    processors: usize,
+}
+
+impl Load {
+    fn open() -> Load {
+        let opened = File::open("/proc/loadavg");
+        let file = opened.map_err(|error| log::warn!("/proc/loadavg: {error}: commits may show later")).ok();
+        Load { file, processors: env::processors() }
+    }
 }
 
 impl HostProcesses {
@@ -93,9 +115,11 @@ impl Processes for HostProcesses {
     }
 
     fn all_others_run(&self) -> bool {
-        let load = std::fs::read("/proc/loadavg").unwrap_or_default();
+        let Load { file, processors } = self.load.get_or_init(Load::open);
+        let mut text = [0; LOAD_BYTES_MAX];
+        let len = file.as_ref().and_then(|file| file.read_at(&mut text, 0).ok()).unwrap_or(0);
         // This thread is one of them.
-        runnable_in(&load).is_some_and(|runnable| runnable <= env::processors() + 1)
+        runnable_in(&text[..len]).is_some_and(|runnable| runnable <= processors + 1)
     }
 
     fn busy_threads(&self, pid: u32) -> Vec<BusyThread> {

@@ -111,7 +111,7 @@ fn settle(server: &Arc<Server>, at: Tid, changed: &[(FileId, Vec<Range<u64>>)]) 
     let behind = |file: &FileId| server.links.oldest_at(*file).is_some_and(|oldest| oldest < at);
     let watched: Vec<_> = changed.iter().filter(|(file, _)| behind(file)).collect();
     for (file, ranges) in &watched {
-        for span in server.tracking.touched(*file, ranges).under_way {
+        for span in server.tracking.under_way(*file, ranges) {
             server.pin_behind(*file, at, span, wait);
         }
     }
@@ -121,10 +121,10 @@ fn settle(server: &Arc<Server>, at: Tid, changed: &[(FileId, Vec<Range<u64>>)]) 
     let mut answered = None;
     let mut clients = BTreeSet::new();
     for (file, ranges) in &watched {
-        let touched = server.tracking.touched(*file, ranges);
-        if touched.answered.is_some() {
+        let of_file = server.tracking.answered(*file, ranges);
+        if of_file.is_some() {
             clients.extend(server.links.behind(*file, at).iter().map(|link| link.process.pid()));
-            answered = answered.max(touched.answered);
+            answered = answered.max(of_file);
         }
     }
     if let Some(answered) = answered {
@@ -165,6 +165,8 @@ fn pause(server: &Arc<Server>, clients: &BTreeSet<u32>, answered: Duration) {
                 });
                 settled = before.is_empty();
                 step = BUSY_STEP;
+            } else {
+                return env::linger(PAUSE_STEP);
             }
         }
         let queue = server.queue.lock().unwrap_or_else(PoisonError::into_inner);

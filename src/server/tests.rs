@@ -390,8 +390,8 @@ fn a_read_is_under_way_until_its_reply_was_sent_and_answered_for_a_moment() {
     let file = f.store.file_id("a");
     let touched = |blocks: Range<u64>| {
         let bytes = blocks.start * BLOCK..blocks.end * BLOCK;
-        let touched = f.server.tracking.touched(file, std::slice::from_ref(&bytes));
-        (touched.under_way.len(), touched.answered)
+        let (ranges, tracking) = (std::slice::from_ref(&bytes), &f.server.tracking);
+        (tracking.under_way(file, ranges).len(), tracking.answered(file, ranges))
     };
     let bytes = read_head(&f, file, 2 * BLOCK - 1);
     let other = read_head(&f, file, 7 * BLOCK);

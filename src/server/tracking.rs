@@ -100,11 +100,11 @@ pub struct UnderWay {
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        let now = self.server.options.clock.monotonic();
         if let Some(tracked) = self.server.tracking.files().get_mut(&self.file)
             && let Some(span) = tracked.under_way.remove(&self.number)
         {
-            tracked.answered(now, span);
+            // Under the lock: so they are in the order of their times.
+            tracked.answered(self.server.options.clock.monotonic(), span);
         }
     }
 }
@@ -123,15 +123,6 @@ impl Deref for ReadBytes {
     fn deref(&self) -> &[u8] {
         &self.buffer
     }
-}
-
-/// READs of some bytes of a file, now and a moment ago.
-#[derive(Debug, Default)]
-pub(super) struct Touched {
-    /// Blocks whose READs are under way.
-    pub(super) under_way: Vec<BlockSpan>,
-    /// When the last one was answered, if one was not long ago.
-    pub(super) answered: Option<Duration>,
 }
 
 /// Read blocks by file.
@@ -183,24 +174,20 @@ impl Tracking {
         Some(UnderWay { server: Arc::clone(server), file, number })
     }
 
-    /// What was being read of these bytes until a moment ago.
-    pub(super) fn touched(&self, file: FileId, ranges: &[Range<u64>]) -> Touched {
+    /// Blocks of READs of these bytes that are under way.
+    pub(super) fn under_way(&self, file: FileId, ranges: &[Range<u64>]) -> Vec<BlockSpan> {
         let files = self.files();
-        let Some(tracked) = files.get(&file) else { return Touched::default() };
-        let unit = tracked.block_size.bytes();
-        let meets = |span: &BlockSpan| {
-            let (start, end) = (
-                span.first.raw().saturating_mul(unit),
-                span.last.raw().saturating_add(1).saturating_mul(unit),
-            );
-            // They are in order and apart.
-            let next = ranges.partition_point(|range| range.end <= start);
-            ranges.get(next).is_some_and(|range| range.start < end)
-        };
-        Touched {
-            under_way: tracked.under_way.values().copied().filter(meets).collect(),
-            answered: tracked.answered.iter().filter(|(_, span)| meets(span)).map(|(when, _)| *when).max(),
-        }
+        let Some(tracked) = files.get(&file) else { return Vec::new() };
+        let spans = tracked.under_way.values().copied();
+        spans.filter(|span| meets(*span, tracked.block_size, ranges)).collect()
+    }
+
+    /// When the last READ of these bytes was answered, if one was not long ago.
+    pub(super) fn answered(&self, file: FileId, ranges: &[Range<u64>]) -> Option<Duration> {
+        let files = self.files();
+        let tracked = files.get(&file)?;
+        let meets = |span: BlockSpan| meets(span, tracked.block_size, ranges);
+        tracked.answered.iter().rev().find(|(_, span)| meets(*span)).map(|(when, _)| *when)
     }
 
     /// Knows a file from now on.
@@ -301,6 +288,15 @@ fn bound(files: &mut HashMap<FileId, Tracked>, bytes_max: u64) -> Vec<FileId> {
         widened.push(*file);
     }
     widened
+}
+
+/// Whether blocks have bytes of `ranges`, which are in order and apart.
+fn meets(span: BlockSpan, block_size: BlockSize, ranges: &[Range<u64>]) -> bool {
+    let unit = block_size.bytes();
+    let (start, end) =
+        (span.first.raw().saturating_mul(unit), span.last.raw().saturating_add(1).saturating_mul(unit));
+    let next = ranges.partition_point(|range| range.end <= start);
+    ranges.get(next).is_some_and(|range| range.start < end)
 }
 
 /// The blocks that `[offset, offset + len)` touches; at least one.
