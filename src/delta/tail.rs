@@ -198,9 +198,9 @@ impl Tail {
     ) -> Result<T, DeltaError> {
         loop {
             let state = self.state.load();
-            let answer = question(&state);
-            let has_forgotten = self.tail.load(Ordering::Acquire) > state.tail.raw();
-            if let (Ok(answer), false) = (answer, has_forgotten) {
+            if let Ok(answer) = question(&state)
+                && self.tail.load(Ordering::Acquire) <= state.tail.raw()
+            {
                 return answer;
             }
         }

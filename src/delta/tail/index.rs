@@ -271,14 +271,12 @@ impl Index {
     /// The newest change of a piece, which may be newer than the window; none if it is forgotten.
     #[inline]
     pub fn newest(&self, blocks: &Blocks, ordinal: u32, key: u64) -> Option<Newest> {
-        for slot in self.table.from(self.hash(ordinal, key)) {
-            match slot.seen(ordinal, key) {
-                Seen::Empty => break,
-                Seen::Other => {}
-                Seen::Of(newest) => return (!blocks.is_old(newest.number)).then_some(newest),
-            }
+        let mut seen = self.table.from(self.hash(ordinal, key)).map(|slot| slot.seen(ordinal, key));
+        // Not a `for`, which would ask at each step in which of two halves it is: that costs a fifth of a question.
+        match seen.find(|seen| !matches!(seen, Seen::Other)) {
+            Some(Seen::Of(newest)) => (!blocks.is_old(newest.number)).then_some(newest),
+            Some(Seen::Empty | Seen::Other) | None => None,
         }
-        None
     }
 
     /// Notes the newest change of a piece, by the writer, who has seen to it that there is room.
