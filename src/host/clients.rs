@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -15,9 +17,11 @@ use tracing_mutex::stdsync::{Mutex, MutexGuard};
 
 use super::process::{Process, ProcessError, process_of_thread};
 use super::users::name_of;
-use crate::env;
+use crate::env::{self, Clock, SystemClock};
 use crate::server::{BusyThread, ClientProcess, Processes};
 
+/// For so long a limit of processors may be seen as it was before it changed.
+const PROCESSORS_STAY: Duration = Duration::from_secs(10);
 /// Longest text of /proc/loadavg, bytes.
 const LOAD_BYTES_MAX: usize = 128;
 
@@ -30,19 +34,40 @@ pub struct HostProcesses {
     load: OnceLock<Load>,
 }
 
-/// What is looked at while a commit waits: to ask how many processors there are reads files of cgroups, some 80 us.
+/// What is looked at while a commit waits.
 #[derive(Debug)]
 struct Load {
     /// /proc/loadavg.
     file: Option<File>,
-    processors: usize,
+    clock: Arc<dyn Clock>,
+    /// How many there were when it was asked last, and when that was, ns: it reads files of cgroups, which takes some 80 us.
+    processors: AtomicUsize,
+    asked_at: AtomicU64,
 }
 
 impl Load {
     fn open() -> Load {
         let opened = File::open("/proc/loadavg");
         let file = opened.map_err(|error| log::warn!("/proc/loadavg: {error}: commits may show later")).ok();
-        Load { file, processors: env::processors() }
+        let processors = AtomicUsize::new(env::processors());
+        Load { file, clock: SystemClock::shared(), processors, asked_at: AtomicU64::new(0) }
+    }
+
+    fn processors(&self) -> usize {
+        let now = self.clock.monotonic();
+        let now_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        if now.saturating_sub(Duration::from_nanos(self.asked_at.load(Ordering::Relaxed))) > PROCESSORS_STAY {
+            self.processors.store(env::processors(), Ordering::Relaxed);
+            self.asked_at.store(now_ns, Ordering::Relaxed);
+        }
+        self.processors.load(Ordering::Relaxed)
+    }
+
+    /// Threads that run or wait for a processor, this one among them; `None` if that cannot be read.
+    fn runnable(&self) -> Option<usize> {
+        let mut text = [0; LOAD_BYTES_MAX];
+        let len = self.file.as_ref()?.read_at(&mut text, 0).ok()?;
+        runnable_in(&text[..len])
     }
 }
 
@@ -115,11 +140,8 @@ impl Processes for HostProcesses {
     }
 
     fn all_others_run(&self) -> bool {
-        let Load { file, processors } = self.load.get_or_init(Load::open);
-        let mut text = [0; LOAD_BYTES_MAX];
-        let len = file.as_ref().and_then(|file| file.read_at(&mut text, 0).ok()).unwrap_or(0);
-        // This thread is one of them.
-        runnable_in(&text[..len]).is_some_and(|runnable| runnable <= processors + 1)
+        let load = self.load.get_or_init(Load::open);
+        load.runnable().is_some_and(|runnable| runnable <= load.processors() + 1)
     }
 
     fn busy_threads(&self, pid: u32) -> Vec<BusyThread> {
@@ -223,8 +245,23 @@ mod tests {
     fn threads_that_can_run_are_counted_in_loadavg() {
         assert_eq!(runnable_in(b"5.34 4.75 4.40 3/117 28943\n"), Some(3));
         assert_eq!([&b""[..], b"1 2 3", b"1 2 3 x/4 5"].map(runnable_in), [None; 3]);
-        let now = std::fs::read("/proc/loadavg").unwrap();
-        assert!(runnable_in(&now).unwrap() >= 1, "this thread runs");
+        let load = Load::open();
+        // Again and again from one descriptor.
+        assert!((0..3).all(|_| load.runnable().unwrap() >= 1), "this thread runs");
+    }
+
+    #[test]
+    fn a_limit_of_processors_that_changes_is_seen_in_time() {
+        let clock = env::ManualClock::at(0);
+        let load = Load { clock: Arc::clone(&clock) as Arc<dyn Clock>, ..Load::open() };
+        load.processors.store(0, Ordering::Relaxed);
+        clock.advance(PROCESSORS_STAY);
+        assert_eq!(load.processors(), 0);
+        clock.advance(Duration::from_nanos(1));
+        assert_eq!(load.processors(), env::processors());
+        load.processors.store(0, Ordering::Relaxed);
+        clock.advance(PROCESSORS_STAY);
+        assert_eq!(load.processors(), 0, "asked just before");
     }
 
     #[test]
