@@ -68,7 +68,7 @@ struct Wait {
 pub(super) struct Pins {
     /// By their first block; apart.
     runs: BTreeMap<BlockIndex, Run>,
-    /// Blocks of all runs.
+    /// Blocks of all runs; one less than there are if 64 bits cannot count them.
     blocks: u64,
     waits: HashMap<Ticket, Wait>,
     last_ticket: u64,
@@ -125,7 +125,7 @@ impl Pins {
                     waiting: Vec::new(),
                 };
                 self.runs.insert(gap.first, run);
-                self.blocks += gap.count().raw();
+                self.blocks = self.blocks.saturating_add(gap.count().raw());
                 send.push(gap);
             }
         }
@@ -187,7 +187,7 @@ impl Pins {
         }
         for run in gone {
             self.runs.remove(&run.first);
-            self.blocks -= run.count().raw();
+            self.blocks = self.blocks.saturating_sub(run.count().raw());
         }
         self.join(span);
         next
