@@ -417,6 +417,14 @@ fn more_pins_than_the_mount_allows_become_fewer_or_are_refused() {
     commit(&place, &[1; 8]);
     let t2 = commit(&place, &values(&[1, 4], 2));
     let live = place.mount_with("m", &["--pins", "2"]);
+    // What is cut off cannot be refused.
+    let mut child = place.command(&["watch", "m", "a"]);
+    let mut child = Guarded(child.stdout(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), format!("ok  @{t2}  {} bytes", 8 * BLOCK));
+    commit_shown(&place, &live, &[1]);
+    assert_eq!(lines.next().unwrap().unwrap(), format!("pin  blocks 1-7  @{t2}"));
+    drop(child);
     commit_shown(&place, &live, &[3; 8]);
     read(live.root(), "head", "a");
     let watch = |at: &str| {
@@ -432,7 +440,11 @@ fn more_pins_than_the_mount_allows_become_fewer_or_are_refused() {
     let shown = [3, 4, 3, 4, 3, 4, 3, 3];
     commit_shown(&place, &live, &shown);
     read(live.root(), "head", "a");
-    place.fails(&["watch", "m", "a", "--at", &t3], 3, "too many pins: 3 > 2; watch a later state");
+    place.fails(
+        &["watch", "m", "a", "--at", &t3],
+        3,
+        "too many pins: 3 > 2; watch a later state, or mount with more --pins: see `revfs log",
+    );
     place.ok(&["umount", "m"]);
     place.expect_nothing_left();
 }

@@ -208,7 +208,7 @@ fn event(
         ServerMessage::Error(why) => Err(WatchError::Refused {
             file: args.file.display().to_string(),
             why: (*why).to_owned(),
-            remedy: "see `revfs log STORE FILE` for the revisions at which it existed",
+            remedy: "see `revfs log STORE FILE` for its revisions",
         }),
         ServerMessage::Closing(Closing::Error(why) | Closing::Fatal(why)) => {
             Err(WatchError::Ended { why: (*why).to_owned() })

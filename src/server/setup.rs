@@ -72,7 +72,7 @@ enum SetupError {
     Unknown,
     #[error("file epoch detected @{rev} in between (at,head=@{head}]")]
     Epoch { rev: Tid, head: Tid },
-    #[error("too many pins: {count} > {max}; watch a later state")]
+    #[error("too many pins: {count} > {max}; watch a later state, or mount with more --pins")]
     TooManyPins { count: usize, max: usize },
     #[error(transparent)]
     Read(#[from] ReadError),
