@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Condvar;
 
 use revfs_protocol::{BlockCount, BlockIndex, BlockSpan};
 use zodb_writer::big::{self, Blocks, Made, Shape};
@@ -29,20 +30,44 @@ struct Plan {
 }
 
 #[derive(Clone, Default)]
-struct Meddler(Arc<Mutex<Option<Plan>>>);
+struct Meddler(Arc<(Mutex<State>, Condvar)>);
+
+#[derive(Default)]
+struct State {
+    plan: Option<Plan>,
+    /// The follower is done with what there was, and waits for commits.
+    waits: bool,
+}
 
 impl Meddler {
+    /// From now on accesses count. Those of the follower begin with the one that looks for what is not committed yet:
+    /// one that is under way could see the commit, and have fewer accesses left.
+    fn plan(&self, who: &'static str, left: u64, act: impl FnOnce() + Send + 'static) {
+        let (state, moved) = &*self.0;
+        let state = state.lock().unwrap();
+        let (mut state, waited) = moved.wait_timeout_while(state, PATIENCE, |state| !state.waits).unwrap();
+        assert!(!waited.timed_out(), "the follower waits for commits");
+        state.plan = Some(Plan { who, left, act: Some(Box::new(act)) });
+    }
+
+    /// The follower waits for commits from now on, or no longer.
+    fn waits(&self, waits: bool) {
+        let (state, moved) = &*self.0;
+        state.lock().unwrap().waits = waits;
+        moved.notify_all();
+    }
+
     /// An access.
     fn meet(&self) {
-        let mut plan = self.0.lock().unwrap();
+        let mut state = self.0.0.lock().unwrap();
         let thread = std::thread::current();
-        let Some(known) = plan.as_mut().filter(|plan| thread.name() == Some(plan.who)) else { return };
+        let Some(known) = state.plan.as_mut().filter(|plan| thread.name() == Some(plan.who)) else { return };
         match known.left.checked_sub(1) {
             Some(left) => known.left = left,
             None => {
                 let act = known.act.take();
-                *plan = None;
-                drop(plan);
+                state.plan = None;
+                drop(state);
                 act.into_iter().for_each(|act| act());
             }
         }
@@ -82,7 +107,9 @@ impl Store for Met {
         self.ask(|inner| inner.refresh())
     }
     fn wait_for_commits(&self, timeout: Duration) {
+        self.meddler.waits(true);
         self.inner.wait_for_commits(timeout);
+        self.meddler.waits(false);
     }
     fn wake_follower(&self) {
         self.inner.wake_follower();
@@ -263,7 +290,7 @@ impl Scene {
 
     /// Whether the plan was carried out.
     fn was_met(&self) -> bool {
-        self.meddler.0.lock().unwrap().take().is_none()
+        self.meddler.0.0.lock().unwrap().plan.take().is_none()
     }
 
     /// Nothing older than head is kept; and the history has what changed, and nothing else.
@@ -318,11 +345,10 @@ fn open_at(who: &'static str, access: u64, other_opened: bool) -> bool {
     }
     let (server, pages) = (Arc::clone(&scene.server), scene.pages.clone());
     let (sender, opened) = channel();
-    let act = Box::new(move || {
+    scene.meddler.plan(who, access, move || {
         read_all(&server, &pages);
         sender.send(()).unwrap();
-    }) as Box<dyn FnOnce() + Send>;
-    *scene.meddler.0.lock().unwrap() = Some(Plan { who, left: access, act: Some(act) });
+    });
     scene.commit(1);
     let met = scene.was_met();
     if met {
@@ -339,9 +365,8 @@ fn commit_at(access: u64) -> bool {
     let dir = tempfile::tempdir().unwrap();
     let mut scene = Scene::new(&dir.path().join("Data.fs"));
     // Of the block that is read first: the others are read after the file was noted.
-    let act = Box::new(scene.committing(0)) as Box<dyn FnOnce() + Send>;
-    let who = "reader";
-    *scene.meddler.0.lock().unwrap() = Some(Plan { who, left: access, act: Some(act) });
+    let (act, who) = (scene.committing(0), "reader");
+    scene.meddler.plan(who, access, act);
     let (server, pages) = (Arc::clone(&scene.server), scene.pages.clone());
     env::spawn(who, move || read_all(&server, &pages)).unwrap().join().unwrap();
     let met = scene.was_met();
