@@ -13,6 +13,8 @@ mod fake;
 mod live;
 #[path = "zodb/manifest.rs"]
 mod manifest;
+#[path = "common/mapping.rs"]
+mod mapping;
 #[path = "zeo/mounted.rs"]
 mod mounted;
 #[path = "zodb/python.rs"]
